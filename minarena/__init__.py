@@ -1,0 +1,2 @@
+"""minarena: learn which of two chatbot answers a person prefers. The README's reading order says where to
+begin."""

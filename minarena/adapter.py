@@ -1,0 +1,152 @@
+"""The trained part, LoRA and head, on a model and on disk.
+ On disk it is PEFT's own format (https://github.com/huggingface/peft): adapter_config.json and
+adapter_model.safetensors, whose names are ours behind "base_model.model.". PEFT loads these files and this
+file loads PEFT's. Loading is strict: a tensor that is missing, left over or of another shape is an error that
+names it, for a head that is quietly fresh predicts noise. Refused by name: what PEFT can do and LoRALinear
+cannot (DoRA, ranks that differ, ...).
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minarena.lora import PROJECTIONS, inject_lora_, layer_number
+
+PREFIX = "base_model.model."
+MLP_TENSORS = {"score.1.weight", "score.1.bias", "score.4.weight", "score.4.bias"}
+NOT_HANDLED = {
+    "use_dora": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "bias": "none",
+    "fan_in_fan_out": False,
+}
+
+
+@dataclass
+class AdapterConfig:
+    """What must be known to build an adapter: LoRA's settings and the head's."""
+
+    r: int = 64
+    alpha: float = 4.0
+    dropout: float = 0.0
+    freeze_layers: int = 0
+    head: str = "mlp"
+    head_dropout: float = 0.0
+    labels: int = 2
+
+
+def make_head(kind: str, hidden: int, dropout: float, labels: int = 2) -> nn.Module:
+    """(rows, hidden) -> (rows, labels). mlp: the seed's, its order of dropout and GELU too; linear: as
+    transformers'."""
+    if kind == "linear":
+        return nn.Linear(hidden, labels, bias=False)
+    return nn.Sequential(
+        nn.Dropout(dropout),
+        nn.Linear(hidden, hidden // 2),
+        nn.Dropout(dropout),
+        nn.GELU(),
+        nn.Linear(hidden // 2, labels),
+    )
+
+
+def attach_adapter_(model: nn.Module, config: AdapterConfig, seed: int = 0) -> None:
+    """Give `model` (a PreferenceModel) fresh LoRA matrices and a fresh fp32 head, in place, drawn from
+    `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    inject_lora_(model.model, config.r, config.alpha, config.dropout, config.freeze_layers, generator)
+    embeddings = model.model.get_input_embeddings().weight
+    with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the global generator; leave that as it was
+        torch.manual_seed(seed)
+        model.score = make_head(config.head, embeddings.shape[1], config.head_dropout, config.labels).to(
+            embeddings.device
+        )
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> parameter of everything that is trained."""
+    return {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save_adapter(folder: str | Path, model: nn.Module, config: AdapterConfig, base: str) -> None:
+    """Write the two files; `base` is recorded as the name of the base model."""
+    layers = 1 + max(layer_number(name) for name in adapter_tensors(model))
+    peft_config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": base,
+        "r": config.r,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": list(PROJECTIONS),
+        "layers_to_transform": list(range(config.freeze_layers, layers)) if config.freeze_layers else None,
+        "modules_to_save": ["score"],
+        "use_rslora": False,
+        "inference_mode": True,
+        **NOT_HANDLED,
+    }
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tensors = {PREFIX + name: tensor.contiguous() for name, tensor in adapter_tensors(model).items()}
+    save_file(tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
+    (Path(folder) / "adapter_config.json").write_text(json.dumps(peft_config, indent=2) + "\n")
+
+
+def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    """The adapter's settings and its tensors by our names, on the CPU. ValueError where either cannot be
+    used."""
+    try:
+        stored = json.loads((Path(folder) / "adapter_config.json").read_text())
+        tensors = load_file(Path(folder) / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder}: not a usable adapter: {error}") from error
+    for key, plain in NOT_HANDLED.items():
+        if stored.get(key, plain) not in (plain, None):
+            raise ValueError(f"{folder}/adapter_config.json: {key} {stored[key]!r} is not handled")
+    targets = stored.get("target_modules")
+    if not isinstance(targets, list) or set(targets) != set(PROJECTIONS):
+        raise ValueError(
+            f"{folder}/adapter_config.json: target_modules {targets}: must be the seven projections"
+        )
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{folder}/adapter_model.safetensors: {name} has values that are not finite")
+    r = stored["r"]
+    return AdapterConfig(
+        r=r,
+        alpha=stored["lora_alpha"]
+        * (math.sqrt(r) if stored.get("use_rslora") else 1),  # rsLoRA: alpha / sqrt r
+        dropout=stored.get("lora_dropout", 0.0),
+        freeze_layers=min(stored.get("layers_to_transform") or [0]),
+        head="mlp" if set(tensors) >= MLP_TENSORS else "linear",
+    ), tensors
+
+
+def load_adapter_(model: nn.Module, folder: str | Path, **changes) -> AdapterConfig:
+    """Put the adapter in `folder` onto `model` in place, whatever adapter it had; returns its settings.
+
+    changes: fields of AdapterConfig that the file does not fix (dropout, head_dropout). Raises ValueError
+    that names the first tensor that is missing, left over, or of another shape (another base, rank or number
+    of labels).
+    """
+    config, tensors = read_adapter(folder)
+    config = AdapterConfig(**{**asdict(config), **changes})
+    attach_adapter_(model, config)
+    wanted = adapter_tensors(model)
+    for name in sorted(wanted.keys() ^ tensors.keys()):
+        problem = "is missing" if name in wanted else "has no place in this model"
+        raise ValueError(f"{folder}: tensor {name} {problem}: an adapter of another base or head?")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{tuple(tensor.shape)}, this model needs {tuple(wanted[name].shape)}"
+            raise ValueError(
+                f"{folder}: tensor {name} is {shapes}: an adapter of another base, rank or number of labels"
+            )
+        wanted[name].copy_(tensor)
+    return config

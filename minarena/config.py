@@ -1,0 +1,218 @@
+"""The options of the three commands, as dataclasses: a field is an option, its text is what `--help` shows.
+
+A default is the seed's (the silver-medal run, see the README's sources) unless its text says otherwise.
+argparse is built from the fields, so an option exists in one place only. What it does not do: read files,
+look at the hardware (None and "auto" are resolved where the answer is known), or accept abbreviations.
+"""
+
+import argparse
+import difflib
+import math
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Literal
+
+
+def option(default, text: str, group: str = ""):
+    """A dataclass field with its `--help` text; `group` opens a new section of the help at this field."""
+    metadata = {"text": text, "group": group}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class TrainConfig:
+    """Everything that decides the result of a training run; written whole to train_config.json."""
+
+    model: str = option("tiny", "base: folder or hub id, float or 8-bit; tiny = a generated Gemma-2", "what")
+    data: list[str] = option([], "training files (.parquet, .csv, .jsonl); none: generated demo pairs")
+    eval_data: str | None = option(None, "file of held-out rows; none: part --fold of --n-splits")
+    out: str | None = option(None, "folder of this run (default: runs/ and the order)")
+    order: Literal["ab", "ba", "both"] = option("ab", "how a row is shown; both = twice in the same step")
+    swap: bool = option(False, "the mirrored twin: the same as --order ba")
+    limit: int | None = option(None, "use the first N rows only")
+    n_splits: int = option(1000, "held out: rows whose index modulo N equals --fold (48,439 rows: 49)")
+    fold: int = option(0, "which of the --n-splits parts is held out")
+
+    max_length: int = option(2200, "tokens a row, BOS and EOS included; a longer row loses its start", "rows")
+    batch_size: int = option(16, "rows an optimiser step (the seed's 8 on the device x 2 accumulated)")
+    # Other micro-batches draw other dropout masks; with dropout off the result is the same up to rounding.
+    token_budget: int | Literal["auto"] = option(
+        "auto", "tokens of a micro-batch with padding: speed, memory"
+    )
+
+    # None is 2e-4, the seed's; the tiny demo model alone has another (tiny.py says why). A typed value wins.
+    lr: float | None = option(None, "peak learning rate (default: 2e-4; tiny: 5e-3)", "optimiser")
+    epochs: int = option(1, "passes over the rows")
+    warmup_ratio: float = option(0.025, "share of the steps in which lr rises from 0; then it falls to 0")
+    weight_decay: float = option(0.0, "AdamW's decoupled decay of the matrices; biases have none")
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this L2 norm; 0 = never")
+    label_smoothing: float = option(0.0, "share of each label that is spread evenly over both answers")
+
+    lora_r: int = option(64, "rank of the LoRA matrices on the seven projections", "model")
+    # 4 with r 64 is not a typo. LoRA's product counts alpha / r = 1/16, the new head has no such factor: with
+    # one lr for both, the pretrained backbone moves gently while the random head learns at full speed.
+    lora_alpha: float = option(4.0, "LoRA's product counts alpha / r = 1/16: the head learns faster")
+    lora_dropout: float = option(0.05, "dropout on LoRA's input")
+    freeze_layers: int = option(0, "the first N layers get no LoRA")
+    head: Literal["mlp", "linear"] = option("mlp", "two linears with GELU between (the seed's), or one")
+    head_dropout: float = option(0.1, "dropout before each linear of the mlp head")
+    init_adapter: str | None = option(
+        None, "start from this adapter folder; its rank, alpha and head are used"
+    )
+    dtype: Literal["bf16", "fp32"] | None = option(None, "compute dtype (default: bf16 on a GPU that has it)")
+    matmul: Literal["dequant", "llm-int8"] = option("dequant", "int8 product: dequantized, or the seed's")
+
+    eval_every: int | None = option(None, "steps between evaluations (default: at the end only)", "running")
+    save_every: int = option(1000, "steps between checkpoints")
+    resume: bool = option(False, "go on from the newest checkpoint in --out")
+    seed: int = option(0xFACED, "of the order of rows, the initial weights and the dropout masks")
+
+
+@dataclass
+class InferConfig:
+    """Options of infer.py. None = as the adapters were trained, from their train_config.json."""
+
+    adapter: list[str] = option([], "adapter folders; DIR:ab or DIR:ba overrides its trained order", "what")
+    data: list[str] = option([], "files to predict; none, with the tiny base: the held-out demo pairs")
+    model: str | None = option(None, "base: folder or hub id (default: the adapters' own)")
+    tta: Literal["none", "all"] = option("none", "all = every adapter on both orders, averaged")
+    weights: list[float] = option([], "one weight an adapter (default: equal)")
+    limit: int | None = option(None, "the first N rows only")
+    out: str = option(
+        "submission.csv", "id, winner: a line an input row, in input order (.csv, .parquet)", "files"
+    )
+    probs: str | None = option(None, "file of id, winner_model_a, winner_model_b (.csv, .parquet)")
+    max_length: int | None = option(None, "tokens a row (default: as trained)", "computing")
+    token_budget: int | Literal["auto"] = option("auto", "tokens of a micro-batch, padding included")
+    dtype: Literal["bf16", "fp16", "fp32"] | None = option(None, "compute dtype (default: by device)")
+    matmul: Literal["dequant", "llm-int8"] | None = option(None, "int8 product (default: as trained)")
+
+
+@dataclass
+class QuantizeConfig:
+    """Options of quantize.py."""
+
+    model: str = option("tiny", "float base: folder or hub id; tiny = a generated Gemma-2", "what")
+    out: str = option("", "folder to write; it must not exist")
+    labels: int = option(2, "rows of the new bias-free head that the folder carries")
+    seed: int = option(0xFACED, "of that head's initial weights")
+
+
+AT_LEAST = {"limit": 1, "n_splits": 2, "fold": 0, "max_length": 8, "batch_size": 1, "token_budget": 1}
+AT_LEAST |= {"epochs": 1, "weight_decay": 0, "max_grad_norm": 0, "lora_r": 1, "freeze_layers": 0, "seed": 0}
+AT_LEAST |= {"eval_every": 1, "save_every": 1, "labels": 1}
+SHARES = ("warmup_ratio", "label_smoothing", "lora_dropout", "head_dropout")
+
+
+def parse(kind: type, argv: list[str] | None = None, about: str | None = None):
+    """Command line -> an instance of the dataclass `kind`, checked; a mistake ends in one line, status 2."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=about, formatter_class=raw, allow_abbrev=False)
+
+    def stop(message: str):
+        print(f"{parser.prog}: {message} (see --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+    parser.error = stop  # argparse's own prints two screens of usage before the reason
+    add_options(parser, kind)
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        names = ["--" + f.name.replace("_", "-") for f in fields(kind)]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
+        stop(f"unknown option {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
+    typed = vars(known)  # defaults are suppressed: only what was typed
+    problem = contradiction(kind(**typed), typed)
+    if problem:
+        stop(problem)
+    if typed.get("swap"):
+        typed["order"] = "ba"
+    return kind(**typed)
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
+    """One argparse option for each dataclass field, with its default in the help."""
+    section, hints = parser, typing.get_type_hints(kind)
+    for f in fields(kind):
+        if f.metadata["group"]:
+            section = parser.add_argument_group(f.metadata["group"])
+        text = f.metadata["text"]
+        if hints[f.name] is not bool and f.default not in (None, "", MISSING):
+            text += f" (default: {hex(f.default) if f.name == 'seed' else f.default})"
+        keywords = {"help": text, "default": argparse.SUPPRESS} | value_keywords(hints[f.name])
+        section.add_argument("--" + f.name.replace("_", "-"), **keywords)
+
+
+def value_keywords(hint) -> dict:
+    """argparse's type, choices, nargs and metavar for a field's annotation."""
+    if hint is bool:
+        return {"action": "store_true"}
+    arms = [arm for arm in typing.get_args(hint) if arm is not type(None)] or [hint]  # X | None -> X
+    if typing.get_origin(hint) is list:
+        return value_keywords(arms[0]) | {"nargs": "+"}
+    if typing.get_origin(hint) is Literal:
+        return {"choices": arms}
+    if int in arms:
+        return {"type": integer_or_auto if len(arms) > 1 else integer, "metavar": "N"}
+    return (
+        value_keywords(arms[0])
+        if hint != arms[0]
+        else {"type": hint, "metavar": "X" if hint is float else "NAME"}
+    )
+
+
+def integer(word: str) -> int:
+    return int(word, 0)  # base 0 reads 0xFACED too, which is how the seed is written
+
+
+def integer_or_auto(word: str) -> int | str:
+    return word if word == "auto" else integer(word)
+
+
+def contradiction(config, typed: dict) -> str:
+    """What is wrong with the values, as one line that names option and remedy; "" when nothing is."""
+    for name, value in vars(config).items():
+        flag = f"--{name.replace('_', '-')} {value}"
+        if name in AT_LEAST and isinstance(value, int | float) and not AT_LEAST[name] <= value < math.inf:
+            return f"{flag}: must be {AT_LEAST[name]} or more"
+        if name in SHARES and not 0 <= value < 1:
+            return f"{flag}: must be at least 0 and below 1"
+        if name in ("lr", "lora_alpha") and value is not None and not 0 < value < math.inf:
+            return f"{flag}: must be above 0"
+    if isinstance(config, TrainConfig):
+        return train_contradiction(config, typed)
+    if isinstance(config, InferConfig):
+        if not config.adapter:
+            return "--adapter DIR is needed: a folder that train.py wrote"
+        if config.weights and len(config.weights) != len(config.adapter):
+            return f"--weights: give {len(config.adapter)} numbers, one for each --adapter"
+        if config.weights and not (min(config.weights) >= 0 and 0 < sum(config.weights) < math.inf):
+            return "--weights: none may be negative, and one at least must be above 0"
+    if isinstance(config, QuantizeConfig) and not config.out:
+        return "--out DIR is needed: the folder to write"
+    return ""
+
+
+def train_contradiction(config: TrainConfig, typed: dict) -> str:
+    if config.swap and typed.get("order", "ba") != "ba":
+        return f"--swap means --order ba: drop it or --order {config.order}"
+    if config.fold >= config.n_splits:
+        return f"--fold {config.fold}: must be below --n-splits {config.n_splits}"
+    if config.eval_data and ("fold" in typed or "n_splits" in typed):
+        return "--eval-data is the held-out part: drop --fold and --n-splits"
+    if config.model != "tiny" and not config.data:
+        return f"--model {config.model} needs --data FILE: the generated pairs are for --model tiny"
+    if config.eval_data and not config.data:
+        return "--eval-data needs --data FILE: the demo pairs bring their own held-out part"
+    return ""
+
+
+def run(main: Callable) -> None:
+    """Call a command's main; what a user can cause (ValueError, OSError, bad numbers) ends in one line."""
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise SystemExit(f"{sys.argv[0].rpartition('/')[2]}: {error}") from None

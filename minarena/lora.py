@@ -1,0 +1,88 @@
+"""LoRA by hand (Hu et al. 2021, https://arxiv.org/abs/2106.09685), over any linear layer: float or 8-bit.
+
+    y = W x + (alpha / r) * B A dropout(x)        W frozen (out, in), A (r, in), B (out, r)
+ The names are those of PEFT's files (`lora_A.weight`, `lora_B.weight`, `base_layer`), so saving is a prefix
+and not a mapping table. What it does not do: merge by itself (nothing here changes W), DoRA, bias terms,
+embeddings.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear `base_layer` (anything with in_features and out_features) plus a trainable product of
+    rank r.
+
+    A is Kaiming-uniform (a = sqrt 5), as in the authors' and PEFT's code; B is zero, so the first output is
+    the base's. A and B are fp32 and compute in the base's dtype under autocast.
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        r: int,
+        alpha: float,
+        dropout: float,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.base_layer = base_layer.requires_grad_(False)
+        self.scaling = alpha / r
+        self.dropout = nn.Dropout(dropout)
+        device = base_layer.weight.device
+        self.lora_A = nn.utils.skip_init(nn.Linear, base_layer.in_features, r, bias=False, device=device)
+        self.lora_B = nn.utils.skip_init(nn.Linear, r, base_layer.out_features, bias=False, device=device)
+        if device.type != "meta":  # drawn on the CPU: one seed gives one start, whatever the device
+            start = torch.empty(self.lora_A.weight.shape)
+            nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+            self.lora_A.weight.data.copy_(start)
+            nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)"""
+        return self.base_layer(x) + self.lora_B(self.lora_A(self.dropout(x))) * self.scaling
+
+
+def layer_number(name: str) -> int:
+    """`layers.7.self_attn.q_proj` -> 7"""
+    return next((int(part) for part in name.split(".") if part.isdigit()), -1)
+
+
+def inject_lora_(
+    model: nn.Module,
+    r: int,
+    alpha: float,
+    dropout: float = 0.0,
+    freeze_layers: int = 0,
+    generator: torch.Generator | None = None,
+) -> list[str]:
+    """Wrap the seven projections of every layer at or above `freeze_layers` in place; returns their names.
+
+    Called again, it gives the projections fresh matrices (a new rank is fine) over the same base weights:
+    this is how one loaded base serves several adapters. Raises ValueError when the model has no such
+    projection.
+    """
+    names = []
+    for name, module in list(model.named_modules()):
+        parent, _, leaf = name.rpartition(".")
+        if leaf not in PROJECTIONS:
+            continue
+        base = module.base_layer if isinstance(module, LoRALinear) else module
+        wanted = layer_number(name) >= freeze_layers
+        setattr(
+            model.get_submodule(parent),
+            leaf,
+            LoRALinear(base, r, alpha, dropout, generator) if wanted else base,
+        )
+        if wanted:
+            names.append(name)
+    if not names:
+        raise ValueError(
+            f"no projection to adapt at or above layer {freeze_layers}: {', '.join(PROJECTIONS)}"
+        )
+    return names

@@ -1,0 +1,147 @@
+"""The model: a frozen 8-bit language model without its LM head, read at each row's last token by a small
+head.
+ transformers supplies the backbone (Gemma-2 with soft-capped attention and sliding window, Gemma-3 text,
+Llama, Qwen2) and bitsandbytes its int8 weights, on a GPU and on a CPU alike. Ours are the pooling, the dtypes
+and the products. What it does not do: generate, keep a cache, trust remote code, or read pickled weights.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minarena.int8 import use_dequantized_
+
+
+class PreferenceModel(nn.Module):
+    """`model` (backbone) and `score` (head), the names that transformers' sequence classifiers and PEFT's
+    files use.
+
+    residual_dtype: of the residual stream. bf16 under bf16 on a GPU; fp32 on a CPU, and under fp16, whose
+    largest number (65,504) Gemma's activations pass.
+    """
+
+    def __init__(self, model: nn.Module, score: nn.Module, residual_dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.model = model
+        self.score = score
+        self.residual_dtype = residual_dtype
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """input_ids, attention_mask (B, T), padded on either side -> logits (B, 2) fp32; index 0 = the first
+        answer wins."""
+        embeddings = self.model.get_input_embeddings()(input_ids).to(self.residual_dtype)  # (B, T, C)
+        hidden = self.model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            # counted from each row's first token: under rotary embeddings a shift changes nothing but
+            # rounding
+            position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+            use_cache=False,
+        ).last_hidden_state
+        with torch.autocast(
+            hidden.device.type, enabled=False
+        ):  # head and logits are fp32 whatever surrounds them
+            return self.score(pool_last(hidden, attention_mask).float())
+
+
+def pool_last(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Hidden state of each row's last real token.
+
+    hidden (B, T, C), mask (B, T) with 1 = token and 0 = padding on either side; returns (B, C). Not
+    `mask.sum(1) - 1`: that is the last token only when the padding is on the right. We look for the rightmost
+    1.
+    """
+    T = mask.size(1)
+    last = (mask * torch.arange(1, T + 1, device=mask.device)).argmax(dim=1)  # (B,)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def load_backbone(
+    name: str, device: torch.device, dtype: torch.dtype, quantize: bool = True, matmul: str = "dequant"
+) -> nn.Module:
+    """The base `name` (folder or hub id) without its LM head, frozen, on `device`.
+
+    quantize: a float base is quantized to int8 while it loads (a base that is 8-bit already stays as it is);
+    False keeps a float base, in `dtype`. matmul: see int8.py; llm-int8 is bitsandbytes' own product, the
+    seed's numerics. Raises ValueError where the folder is no usable base, naming the reason.
+    """
+    from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, logging
+
+    check_folder(name)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        method = getattr(config, "quantization_config", None)
+        if method is not None and not method.get("load_in_8bit"):
+            raise ValueError("quantized, but not by bitsandbytes' 8-bit method: take the float model")
+        # only transformers' eager attention applies Gemma-2's soft-cap; the others have none and take SDPA
+        softcap = getattr(config, "attn_logit_softcapping", None)
+        keywords = {"attn_implementation": "eager" if softcap else "sdpa"}
+        if method is None:
+            keywords |= (
+                {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+                if quantize
+                else {"dtype": dtype}
+            )
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # its report lists the unused LM head; what is missing we check
+        backbone, report = AutoModel.from_pretrained(
+            name, device_map={"": device}, use_safetensors=True, output_loading_info=True, **keywords
+        )
+        logging.set_verbosity(verbosity)
+    except (
+        Exception
+    ) as error:  # transformers raises many kinds for one user's mistake: a name that is no usable base
+        raise ValueError(f"--model {name}: {str(error).strip().splitlines()[0]}") from error
+    if report["missing_keys"]:
+        raise ValueError(f"--model {name}: the weights lack {sorted(report['missing_keys'])[0]}")
+    if matmul == "dequant":
+        use_dequantized_(backbone)
+    return backbone.requires_grad_(False)
+
+
+def check_folder(name: str) -> None:
+    """A local folder must hold what is needed, a name that looks like a path must be one: errors here are
+    short."""
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"--model {name}: no config.json: not a model folder")
+        if not list(folder.glob("*.safetensors")):
+            raise ValueError(
+                f"--model {name}: no .safetensors file: pickled weights are not read, convert them first"
+            )
+    elif folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"--model {name}: no such folder")
+
+
+def default_dtype(device: torch.device, training: bool) -> torch.dtype:
+    """bf16 on a GPU that computes in it; older ones infer in fp16 and train in fp32 (fp16 gradients
+    underflow)."""
+    if device.type != "cuda":
+        return torch.float32
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32 if training else torch.float16
+
+
+def residual_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" and dtype == torch.bfloat16 else torch.float32
+
+
+def checkpoint_layers_(backbone: nn.Module, tokens: int, longest: int) -> bool:
+    """Recompute layers in the backward (Chen et al. 2016, https://arxiv.org/abs/1604.06174) where a training
+    step on `tokens` a micro-batch, in rows of at most `longest`, would not fit into the GPU; tells whether.
+
+    The estimate is rough: it decides, it promises nothing.
+    """
+    config = backbone.config
+    if backbone.device.type != "cuda":
+        return False
+    saved = 2 * (24 * config.hidden_size + 10 * config.intermediate_size)  # bytes a token that a layer keeps
+    if getattr(config, "attn_logit_softcapping", None):  # eager attention keeps (heads, T, T) several times
+        saved += 10 * config.num_attention_heads * longest
+    if config.num_hidden_layers * max(tokens, longest) * saved < 0.6 * torch.cuda.mem_get_info()[0]:
+        return False
+    backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    return True

@@ -1,0 +1,158 @@
+"""One optimiser step and one evaluation, as functions that train.py calls in order.
+ The quantity that is optimised, logged and evaluated is the same: the mean over a step's rows of the
+cross-entropy between the label and the two logits. It does not depend on how the rows are cut into
+micro-batches.
+"""
+
+import contextlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import log_softmax
+from tqdm import tqdm
+
+from minarena.batching import collate, micro_batches
+
+
+def lr_at(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
+    """Learning rate of optimiser step `step` (from 0) of `steps`: linear from 0 to `peak`, then linear to 0.
+
+    The same numbers as transformers' get_linear_schedule_with_warmup, the seed's: the very first step has lr
+    0.
+    """
+    warmup = -int(-steps * warmup_ratio // 1)  # steps, rounded up
+    if step < warmup:
+        return peak * step / warmup
+    return peak * (steps - step) / max(1, steps - warmup)
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters, betas 0.9 / 0.999, eps 1e-8; biases are not decayed. Its lr is set
+    each step.
+
+    On a GPU with 8-bit state (Dettmers et al. 2021, https://arxiv.org/abs/2110.02861): 2 bytes a parameter,
+    not 8. On a CPU torch's fused AdamW, which was 28 times faster there than bitsandbytes' (and fp32 state is
+    affordable).
+    """
+    parameters = trainable(model)
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if parameters[0].is_cuda:
+        import bitsandbytes as bnb
+
+        return bnb.optim.AdamW8bit(groups, lr=0.0, weight_decay=weight_decay)  # its own default decay is 0.01
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def preference_loss(logits: Tensor, p_first: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with soft labels. logits (B, 2), p_first (B,) = P(the first answer wins) -> (B,) nats,
+    fp32."""
+    p = p_first * (1 - label_smoothing) + label_smoothing / 2
+    log_p = log_softmax(logits.float(), dim=-1)
+    return -p * log_p[:, 0] - (1 - p) * log_p[:, 1]
+
+
+@contextlib.contextmanager
+def computing(device: torch.device, dtype: torch.dtype):
+    """Autocast to `dtype` (fp32: none), and SDPA without cuDNN, whose backward gives NaN with a mask at some
+    widths (H100, torch 2.11, https://github.com/pytorch/pytorch/issues/196678)."""
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(kernels), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        yield
+
+
+def seed_dropout(seed: int, step: int, rank: int = 0) -> None:
+    """Seed torch's global generator for one step, from (seed, step, rank): a resumed run needs no generator
+    state."""
+    torch.manual_seed(
+        int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    )
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rows: Sequence[np.ndarray],
+    p_first: np.ndarray,
+    *,
+    lr: float,
+    token_budget: int,
+    pad_id: int,
+    dtype: torch.dtype = torch.float32,
+    max_grad_norm: float = 1.0,
+    label_smoothing: float = 0.0,
+) -> tuple[float, float]:
+    """Update the weights once with `rows` (token ids) and their labels (rows,); returns (loss, gradient
+    norm).
+
+    Exact accumulation: each micro-batch adds its SUM over rows divided by the rows of the whole step, so
+    unequal micro-batches do not count equally. Raises FloatingPointError before the weights are touched when
+    a number is bad.
+    """
+    device = next(model.parameters()).device
+    model.train()
+    loss = torch.zeros((), device=device)
+    for chosen in micro_batches([len(row) for row in rows], token_budget):
+        input_ids, mask = collate([rows[i] for i in chosen], pad_id, device)
+        target = torch.as_tensor(p_first[chosen], dtype=torch.float32).to(device, non_blocking=True)
+        with computing(device, dtype):
+            logits = model(input_ids, mask)
+        part = preference_loss(logits, target, label_smoothing).sum() / len(rows)
+        part.backward()
+        loss += part.detach()
+    grad_norm = nn.utils.clip_grad_norm_(trainable(model), max_grad_norm or float("inf"))
+    loss, grad_norm = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device
+    if not np.isfinite([loss, grad_norm]).all():
+        raise FloatingPointError(f"loss {loss}, gradient norm {grad_norm}")
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss, grad_norm
+
+
+@torch.no_grad()
+def predict_first(
+    model: nn.Module,
+    rows: Sequence[np.ndarray],
+    *,
+    token_budget: int,
+    pad_id: int,
+    dtype: torch.dtype = torch.float32,
+    label: str | None = None,
+) -> np.ndarray:
+    """P(the answer shown first wins) of each row of token ids, in the order given: (rows,) float64, dropout
+    off.
+
+    label: a progress bar's text; its unit is rows.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    p = np.full(len(rows), np.nan)
+    with tqdm(total=len(rows), desc=label, unit="row", disable=label is None, leave=False) as bar:
+        for chosen in micro_batches([len(row) for row in rows], token_budget):
+            input_ids, mask = collate([rows[i] for i in chosen], pad_id, device)
+            with computing(device, dtype):
+                logits = model(input_ids, mask)  # (B, 2)
+            p[chosen] = (logits[:, 0] - logits[:, 1]).double().sigmoid().cpu().numpy()
+            bar.update(len(chosen))
+    if not np.isfinite(p).all():
+        raise FloatingPointError(
+            f"logits that are not finite for {np.flatnonzero(~np.isfinite(p))[:5]} (positions in the input)"
+        )
+    return p
+
+
+def real_tokens(rows: Iterable[np.ndarray]) -> int:
+    """Tokens without padding: what every tokens-a-second figure of this project counts."""
+    return sum(map(len, rows))

@@ -1,0 +1,229 @@
+"""Train a preference model: LoRA and a head on a frozen 8-bit base.
+
+    python train.py                 the demo: a tiny random Gemma-2, under a minute on a CPU
+    python train.py --swap          its twin, trained on (prompt, answer b, answer a)
+    python train.py --model google/gemma-2-9b-it --data train.parquet --swap
+
+The whole run is `main`; its middle is one optimiser step, the arithmetic of which is in minarena/step.py.
+The last line on stdout is one JSON object; everything meant for people goes to stderr.
+"""
+
+import json
+import resource
+import sys
+import time
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from minarena.adapter import AdapterConfig, attach_adapter_, load_adapter_, save_adapter
+from minarena.batching import rows_of_step, steps_per_epoch
+from minarena.checkpoint import claim, open_log, restore_, save_checkpoint
+from minarena.config import TrainConfig, parse, run
+from minarena.data import file_record, read_pairs, split, swapped
+from minarena.metrics import scores
+from minarena.model import PreferenceModel, checkpoint_layers_, default_dtype, load_backbone, residual_dtype
+from minarena.step import (
+    lr_at,
+    make_optimizer,
+    predict_first,
+    real_tokens,
+    seed_dropout,
+    train_step,
+    trainable,
+)
+from minarena.text import encode, load_tokenizer, pad_id, repaired
+from minarena.tiny import DEMO_LR, base_folder, demo_pairs
+
+
+def main(argv: list[str] | None = None) -> dict:
+    config = parse(TrainConfig, argv, __doc__)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    resolve(config, device)
+    pairs, held_out = load_pairs(config)
+    files = [file_record(path) for path in [*config.data, *filter(None, [config.eval_data])]]
+    claim(config.out, asdict(config) | {"data_files": files, "rows": len(pairs)})
+
+    pairs, held_out = repaired(pairs), repaired(held_out)
+    model, adapter, tokenizer, dtype = build(config, device)
+    optimizer = make_optimizer(model, config.weight_decay)
+    # Row i of the table is rows[i]; with --order both its mirror image is rows[n + i].
+    shown = {"ab": [pairs], "ba": [swapped(pairs)], "both": [pairs, swapped(pairs)]}[config.order]
+    rows = [row for table in shown for row in encode(tokenizer, table, config.max_length)]
+    labels = np.concatenate([table["label"].to_numpy() for table in shown])
+    eval_rows = [encode(tokenizer, table, config.max_length) for table in (held_out, swapped(held_out))]
+    budget = {"auto": 8192 if device.type == "cuda" else 4096}.get(config.token_budget, config.token_budget)
+    computing = {"pad_id": pad_id(tokenizer), "dtype": dtype, "token_budget": budget}
+
+    n, steps = len(pairs), config.epochs * steps_per_epoch(len(pairs), config.batch_size)
+    done = restore_(config.out, model, optimizer) if config.resume else 0
+    describe(config, model, n, held_out, rows, steps, budget)
+    log = open_log(config.out, done)
+    tokens, start = 0, time.perf_counter()
+    bar = tqdm(range(done, steps), "train", initial=done, total=steps, unit="step")
+    for step in bar:
+        # -------------------------------------------------------- one optimiser step
+        step_start = time.perf_counter()
+        chosen = rows_of_step(step, n, config.batch_size, config.seed)
+        ids = pairs["id"].iloc[chosen]
+        if config.order == "both":
+            chosen = np.concatenate([chosen, chosen + n])
+        step_rows = [rows[i] for i in chosen]
+        lr = lr_at(step, steps, config.lr, config.warmup_ratio)
+        seed_dropout(config.seed, step)
+        try:
+            loss, grad_norm = train_step(
+                model,
+                optimizer,
+                step_rows,
+                labels[chosen],
+                lr=lr,
+                max_grad_norm=config.max_grad_norm,
+                label_smoothing=config.label_smoothing,
+                **computing,
+            )
+        except FloatingPointError as error:
+            raise FloatingPointError(f"step {step + 1}: {error}; weights untouched; rows {[*ids]}") from error
+        # -------------------------------------------------------- its record, and now and then more
+        tokens += real_tokens(step_rows)
+        speed = real_tokens(step_rows) / (time.perf_counter() - step_start)
+        log("step", step + 1, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed, 1))
+        mean_speed = tokens / (time.perf_counter() - start)
+        bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, {mean_speed:,.0f} tokens/s")
+        if step + 1 < steps and config.eval_every and (step + 1) % config.eval_every == 0:
+            log("eval", step + 1, **evaluate(model, held_out, eval_rows, computing)[0])
+        if step + 1 < steps and (step + 1) % config.save_every == 0:
+            save_checkpoint(config.out, step + 1, model, optimizer, adapter, config.model)
+            log("save", step + 1)
+
+    seconds = time.perf_counter() - start
+    figures, table = evaluate(model, held_out, eval_rows, computing)
+    log("eval", steps, **figures)
+    table.to_parquet(f"{config.out}/eval.parquet", index=False)
+    save_adapter(config.out, model, adapter, config.model)
+    log("save", steps)
+    result = {"out": config.out, "order": config.order, "steps": steps, "rows": n, "tokens": tokens}
+    result |= {"seconds": round(seconds, 2), "tokens_per_second": round(tokens / max(seconds, 1e-9), 1)}
+    result |= {"peak_memory_gib": round(peak_bytes(device) / 2**30, 3)}
+    result["eval"] = {**figures["mean" if config.order == "both" else config.order], **figures}
+    report(config, figures, len(held_out))
+    print(json.dumps(result))
+    return result
+
+
+def say(*lines: str) -> None:
+    print(*lines, sep="\n", file=sys.stderr)
+
+
+def resolve(config: TrainConfig, device: torch.device) -> None:
+    """Fill in, in place, what depends on other options or the device, for the record."""
+    config.out = config.out or f"runs/{config.order}"
+    bf16 = default_dtype(device, training=True) == torch.bfloat16
+    config.dtype = config.dtype or ("bf16" if bf16 else "fp32")
+    if config.model == "tiny":
+        say("This is the demo: a tiny random Gemma-2. --model and --data train a real one.")
+    if config.model == "tiny" and config.lr is None:
+        config.lr = DEMO_LR
+        say(f"lr {DEMO_LR} is the demo's own (2e-4 teaches a random base nothing); a typed --lr wins.")
+    config.lr = config.lr or 2e-4
+
+
+def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(training rows, held-out rows), both with labels; ValueError says why rows cannot be trained on."""
+    if not config.data:  # 2,400 rows are 150 steps
+        pairs, held_out = demo_pairs(2400, config.seed), demo_pairs(600, config.seed, held_out=True)
+        return pairs.head(config.limit or len(pairs)), held_out
+    pairs = read_pairs(config.data, config.limit)
+    if config.eval_data:
+        held_out = read_pairs([config.eval_data])
+        shared = sorted(set(pairs["id"]) & set(held_out["id"]))
+        if shared:
+            raise ValueError(f"--eval-data {config.eval_data}: id {shared[0]!r} is in --data, too")
+    else:
+        pairs, held_out = split(pairs, config.n_splits, config.fold)
+    for table, name in ((pairs, "--data"), (held_out, "the held-out part")):
+        if not len(table):
+            raise ValueError(f"{name} has no rows: see --n-splits, --fold and --limit, or give --eval-data")
+        unknown = table["id"][table["label"].isna()]
+        if len(unknown):
+            raise ValueError(f"{name}: no winner for id {unknown.iloc[0]!r}: training needs a column winner")
+    return pairs, held_out
+
+
+def build(config: TrainConfig, device: torch.device):
+    """(model with a fresh or given adapter, adapter settings, tokenizer, compute dtype)"""
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.dtype]
+    with base_folder(config.model) as folder:
+        tokenizer = load_tokenizer(folder)
+        backbone = load_backbone(folder, device, dtype, matmul=config.matmul)
+    model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
+    dropouts = {"dropout": config.lora_dropout, "head_dropout": config.head_dropout}
+    if config.init_adapter:
+        return model, load_adapter_(model, config.init_adapter, **dropouts), tokenizer, dtype
+    adapter = AdapterConfig(
+        r=config.lora_r,
+        alpha=config.lora_alpha,
+        freeze_layers=config.freeze_layers,
+        head=config.head,
+        **dropouts,
+    )
+    attach_adapter_(model, adapter, config.seed)
+    return model, adapter, tokenizer, dtype
+
+
+def describe(config: TrainConfig, model, n: int, held_out, rows: list, steps: int, budget: int) -> None:
+    """The first screen; also decides whether layers are recomputed, and says so."""
+    device = next(model.parameters()).device
+    name = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    )
+    longest, cut = max(map(len, rows)), sum(len(row) == config.max_length for row in rows)
+    say(
+        f"model     {config.model}, {config.dtype} on {name}",
+        f"trained   {sum(p.numel() for p in trainable(model)):,} parameters",
+        f"rows      {n:,} in order {config.order}: {real_tokens(rows):,} tokens, longest row {longest:,}",
+        f"cut       {cut:,} rows have --max-length {config.max_length} tokens, so may have lost their start",
+        f"held out  {len(held_out):,} rows, evaluated in both orders",
+        f"steps     {steps:,} of {config.batch_size} rows in micro-batches of at most {budget:,} tokens",
+        f"output    {config.out}",
+    )
+    if checkpoint_layers_(model.model, budget, longest):
+        say("layers    recomputed in the backward (checkpointing): their activations would not fit")
+
+
+def evaluate(model, held_out: pd.DataFrame, eval_rows: list, computing: dict) -> tuple[dict, pd.DataFrame]:
+    """(scores of ab, ba and their mean, the table of eval.parquet). All are about the table's response_a."""
+    p_ab = predict_first(model, eval_rows[0], label="evaluate ab", **computing)
+    p_ba = 1 - predict_first(model, eval_rows[1], label="evaluate ba", **computing)
+    table = held_out[["id", "label"]].assign(p_a_ab=p_ab, p_a_ba=p_ba, p_a=(p_ab + p_ba) / 2)
+    columns = {"ab": "p_a_ab", "ba": "p_a_ba", "mean": "p_a"}
+    label = held_out["label"].to_numpy()
+    return {name: scores(label, table[column].to_numpy()) for name, column in columns.items()}, table
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory held at a time: on a GPU by its tensors, on a CPU by the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def report(config: TrainConfig, figures: dict, rows: int) -> None:
+    say(f"\n{rows} held-out rows    accuracy          log loss")
+    for name, s in figures.items():
+        cells = [
+            f"{s[k]:.4f} ± {s[k + '_se'] or float('nan'):.4f}"
+            for k in ("accuracy", "log_loss")
+            if s[k] is not None
+        ]
+        say(f"  order {name:13}  {'   '.join(cells)}" + "   (the order trained)" * (name == config.order))
+    if rows < 200:
+        say("Fewer than 200 held-out rows: the standard errors (±) say how little these figures tell.")
+    say(f"Next: python infer.py --adapter {config.out}")
+
+
+if __name__ == "__main__":
+    run(main)
