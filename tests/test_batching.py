@@ -1,6 +1,7 @@
 """Which rows a step sees, and how they are cut into micro-batches.
 
-rows_of_step(step, rows, batch_size, seed) -> row numbers;  micro_batches(lengths, budget) -> positions, longest first;
+rows_of_step(step, rows, batch_size, seed) -> row numbers
+micro_batches(lengths, budget) -> positions, longest rows first
 collate(rows, pad_id) -> token ids and mask, padded on the left.
 """
 
