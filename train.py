@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> dict:
 
     n, steps = len(pairs), config.epochs * steps_per_epoch(len(pairs), config.batch_size)
     done = restore_(config.out, model, optimizer) if config.resume else 0
-    describe(config, model, n, held_out, rows, steps, budget)
+    recomputed = checkpoint_layers_(model.model, budget, longest=max(map(len, rows)))
+    describe(config, model, n, held_out, rows, steps, budget, recomputed)
     log = open_log(config.out, done)
     tokens, start = 0, time.perf_counter()
     bar = tqdm(range(done, steps), "train", initial=done, total=steps, unit="step")
@@ -174,8 +175,10 @@ def build(config: TrainConfig, device: torch.device):
     return model, adapter, tokenizer, dtype
 
 
-def describe(config: TrainConfig, model, n: int, held_out, rows: list, steps: int, budget: int) -> None:
-    """The first screen; also decides whether layers are recomputed, and says so."""
+def describe(
+    config: TrainConfig, model, n: int, held_out, rows: list, steps: int, budget: int, recomputed: bool
+):
+    """The first screen: what is trained on what, for how long, and where it goes."""
     device = next(model.parameters()).device
     name = (
         torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -190,7 +193,7 @@ def describe(config: TrainConfig, model, n: int, held_out, rows: list, steps: in
         f"steps     {steps:,} of {config.batch_size} rows in micro-batches of at most {budget:,} tokens",
         f"output    {config.out}",
     )
-    if checkpoint_layers_(model.model, budget, longest):
+    if recomputed:
         say("layers    recomputed in the backward (checkpointing): their activations would not fit")
 
 

@@ -101,6 +101,7 @@ def train_step(
     """
     device = next(model.parameters()).device
     model.train()
+    optimizer.zero_grad()
     loss = torch.zeros((), device=device)
     for chosen in micro_batches([len(row) for row in rows], token_budget):
         input_ids, mask = collate([rows[i] for i in chosen], pad_id, device)
@@ -117,7 +118,6 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
-    optimizer.zero_grad()
     return loss, grad_norm
 
 
