@@ -1,0 +1,158 @@
+"""A base of any size with random 8-bit weights, random rows, and the figures that the speed scripts print.
+
+Speed and memory depend on shapes, not on what was learnt, so no download is needed: the model is made on the
+meta device (no memory), then each projection is drawn and quantized by bitsandbytes on its own, on the GPU:
+about a second for 9B. What it is not good for: quality, and LLM.int8's outliers, which random weights lack.
+"""
+
+import json
+import platform
+import resource
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from minarena.lora import PROJECTIONS
+from minarena.step import real_tokens
+from minarena.tiny import tiny_config
+
+MEASURED_CEILING = 700  # TFLOP/s: bf16 products of 9B's shapes alone on an H100 gave 670-790
+GEMMA2 = dict(head_dim=256, query_pre_attn_scalar=256, sliding_window=4096, vocab_size=256_000)
+SHAPES = {
+    "9b": GEMMA2 | dict(hidden_size=3584, intermediate_size=14336, num_hidden_layers=42),
+    "2b": GEMMA2 | dict(hidden_size=2304, intermediate_size=9216, num_hidden_layers=26),
+    "smollm2": dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, vocab_size=49_152),
+    "tiny": {},
+}
+HEADS = {"9b": (16, 8), "2b": (8, 4), "smollm2": (9, 3), "tiny": (4, 2)}  # of queries, of keys and values
+
+
+def shape_config(shape: str, **changes):
+    """transformers' configuration: Gemma-2 at 9b, 2b and tiny; SmolLM2-135M's Llama at smollm2."""
+    from transformers import LlamaConfig
+
+    heads, kv_heads = HEADS[shape]
+    settings = SHAPES[shape] | dict(num_attention_heads=heads, num_key_value_heads=kv_heads) | changes
+    if shape == "smollm2":
+        return LlamaConfig(**dict(max_position_embeddings=8192, pad_token_id=0) | settings)
+    return tiny_config(**dict(initializer_range=0.02) | settings)
+
+
+def random_model(
+    shape: str, device: torch.device, dtype: torch.dtype, attention: str, kind: str
+) -> nn.Module:
+    """A frozen transformers model on `device`: random weights, projections as bitsandbytes' Linear8bitLt.
+
+    dtype: of embeddings and norms. attention: transformers' attn_implementation. kind: the Auto class that
+    makes it, AutoModel or AutoModelForSequenceClassification (replace its head, which stays on the meta
+    device).
+    """
+    import transformers
+
+    def made(**changes):
+        config = shape_config(shape, **changes)
+        return getattr(transformers, kind).from_config(config, attn_implementation=attention, dtype=dtype)
+
+    with torch.device("meta"):
+        model = made()
+    # what __init__ computes (rotary frequencies, Gemma's scale of the embeddings) comes from one small layer
+    small = dict(made(num_hidden_layers=1, intermediate_size=8, vocab_size=8).named_buffers())
+    for name, _ in list(model.named_buffers()):
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, small[name].to(device))
+    torch.manual_seed(0)
+    for name, module in list(model.named_modules()):
+        parent, _, leaf = name.rpartition(".")
+        if leaf in PROJECTIONS:
+            setattr(model.get_submodule(parent), leaf, random_int8(module, device))
+        elif isinstance(module, nn.Embedding):
+            weight = torch.empty(module.weight.shape, dtype=dtype, device=device).normal_(std=0.02)
+            module.weight = nn.Parameter(weight)
+        elif leaf.endswith("norm"):  # Gemma-2 multiplies by 1 + weight, Llama by weight
+            start = torch.full(module.weight.shape, float(shape == "smollm2"), dtype=dtype, device=device)
+            module.weight = nn.Parameter(start)
+    model.is_loaded_in_8bit = True  # what transformers' loader sets and PEFT reads
+    return model.requires_grad_(False)
+
+
+def random_int8(linear: nn.Linear, device: torch.device) -> nn.Module:
+    """A Linear8bitLt (threshold 6.0, the seed's) of the same shape; `.to` would not quantize on a GPU."""
+    import bitsandbytes as bnb
+
+    C_out, C_in = linear.weight.shape
+    new = bnb.nn.Linear8bitLt(C_in, C_out, bias=False, has_fp16_weights=False, threshold=6.0, device="meta")
+    weight = torch.randn(C_out, C_in, device=device) * 0.02
+    new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)._quantize(device)
+    return new
+
+
+def projection_weights(model: nn.Module) -> int:
+    """Weights of the seven projections of all layers: 8.32e9 at 9b. They cost 2 FLOP a token and weight."""
+    bases = (m for name, m in model.named_modules() if name.removesuffix(".base_layer").endswith(PROJECTIONS))
+    return sum(m.in_features * m.out_features for m in bases if hasattr(m, "in_features"))
+
+
+def random_rows(rows: int, vocabulary: int, seed: int, max_length: int = 2200) -> list[np.ndarray]:
+    """Rows of random ids. Lengths are near the real data's (mean 1,242 there): lognormal, median 950, sigma
+    0.75, clipped to 32..2200; a smaller max_length scales all of it. Ids 0-3 are special and stay out."""
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(rng.lognormal(np.log(950), 0.75, rows), 32, 2200) * max_length / 2200
+    return [rng.integers(4, vocabulary, max(2, int(n)), dtype=np.int32) for n in lengths]
+
+
+def fill(rows: list[np.ndarray], batches: list) -> float:
+    """Share of real tokens in `batches` (row numbers), each padded to its longest row."""
+    slots = sum(len(batch) * max(len(rows[i]) for i in batch) for batch in batches)
+    return round(real_tokens(rows[i] for batch in batches for i in batch) / slots, 3)
+
+
+def speed_figures(tokens: list[int], seconds: list[float], flop_a_token: float) -> dict:
+    """Figures over several steps or passes of `tokens` real tokens that took `seconds`.
+
+    flop_a_token: of the frozen products alone (4 a weight in training: forward and gradient of the input; 2
+    in inference), so tflops says how far from those products' own speed everything is.
+    """
+    speeds = np.array(tokens) / np.array(seconds)
+    tflops = float(np.median(speeds)) * flop_a_token / 1e12
+    return {
+        "tokens_per_second": round(float(np.median(speeds)), 1),
+        "min": round(float(speeds.min()), 1),
+        "max": round(float(speeds.max()), 1),
+        "all_tokens_by_all_seconds": round(sum(tokens) / sum(seconds), 1),
+        "seconds_each": round(float(np.median(seconds)), 4),
+        "tokens_each": round(float(np.mean(tokens)), 1),
+        "times_measured": len(seconds),
+        "tflops_of_base": round(tflops, 2),
+        "share_of_ceiling": round(tflops / MEASURED_CEILING, 3),
+    }
+
+
+def peak_gib() -> float:
+    """Most memory held so far: a GPU's tensors, or on a CPU the resident process."""
+    on_gpu = torch.cuda.is_available()
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    return round(peak / 2**30, 2)
+
+
+def wait() -> None:
+    """Until the GPU has done what was asked: without it, only the asking is timed."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def print_result(options: dict, result: dict) -> None:
+    """The script's last line: figures, options, device, versions and commit as one JSON object."""
+    import transformers
+
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    print(json.dumps(result | {"options": options, "device": device, "commit": commit or None} | versions))
