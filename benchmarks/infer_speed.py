@@ -17,16 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from benchmarks.random_base import (
-    SHAPES,
-    fill,
-    peak_gib,
-    print_result,
-    projection_weights,
-    random_rows,
-    speed_figures,
-    wait,
-)
+from benchmarks import random_base as base
 from benchmarks.train_speed import SEED, preference_model, write_profile
 from minarena.adapter import AdapterConfig, attach_adapter_
 from minarena.batching import micro_batches
@@ -40,42 +31,42 @@ def main(argv: list[str] | None = None) -> None:
     names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     dtype = names.get(options.dtype) or default_dtype(device, training=False)
     model = preference_model(options.shape, device, dtype, options.matmul)
-    rows = random_rows(options.rows, model.model.config.vocab_size, SEED, options.max_length)
+    rows = base.random_rows(options.rows, model.model.config.vocab_size, SEED, options.max_length)
     computing = {"token_budget": options.token_budget, "pad_id": 0, "dtype": dtype}
 
     def adapter_pass(number: int, rows: list, **label) -> tuple[int, float, float]:
         """(real tokens, seconds of the pass, seconds to attach) of one adapter over `rows`"""
         start = time.perf_counter()
         attach_adapter_(model, AdapterConfig(), SEED + number % 2)
-        wait()
+        base.wait()
         attached = time.perf_counter()
         predict_first(model, rows, **computing, **label)
-        wait()
+        base.wait()
         return real_tokens(rows), time.perf_counter() - attached, attached - start
 
     first_seconds = adapter_pass(0, rows[:32])[1]
     adapter_pass(0, rows)  # every shape that will be timed has been seen once
     timed = [adapter_pass(i, rows, label=f"pass {i + 1}") for i in range(options.passes)]
     tokens, seconds, attaching = zip(*timed, strict=True)
-    result = speed_figures(tokens, seconds, 2 * projection_weights(model))
+    result = base.speed_figures(tokens, seconds, 2 * base.projection_weights(model))
     result |= {
         "rows_per_second": round(len(rows) * len(seconds) / sum(seconds), 2),
         "pairs_per_second_two_passes": round(len(rows) * len(seconds) / sum(seconds) / 2, 2),
-        "fill": fill(rows, micro_batches([len(row) for row in rows], options.token_budget)),
-        "peak_gib": peak_gib(),
+        "fill": base.fill(rows, micro_batches([len(row) for row in rows], options.token_budget)),
+        "peak_gib": base.peak_gib(),
         "first_32_rows_seconds": round(first_seconds, 2),
         "attach_seconds": round(sum(attaching) / len(attaching), 2),
     }
     if options.profile:
         write_profile(options.profile, lambda: predict_first(model, rows[:64], **computing))
-    print_result(vars(options), result)
+    base.print_result(vars(options), result)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--shape", choices=base.SHAPES, default="tiny")
     parser.add_argument("--rows", type=int, default=640, help="rows a pass")
     parser.add_argument("--passes", type=int, default=4, help="timed passes; even: the twins take turns")
     parser.add_argument("--max-length", type=int, default=2200, help="tokens of the longest row")

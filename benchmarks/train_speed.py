@@ -17,17 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 
-from benchmarks.random_base import (
-    SHAPES,
-    fill,
-    peak_gib,
-    print_result,
-    projection_weights,
-    random_model,
-    random_rows,
-    speed_figures,
-    wait,
-)
+from benchmarks import random_base as base
 from minarena.adapter import AdapterConfig, attach_adapter_
 from minarena.batching import micro_batches
 from minarena.int8 import use_dequantized_
@@ -51,18 +41,18 @@ def main(argv: list[str] | None = None) -> None:
         model.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     count = (options.warmup + options.steps + 1) * options.batch_size  # rows; one step more for --profile
-    rows = random_rows(count, model.model.config.vocab_size, SEED, options.max_length)
+    rows = base.random_rows(count, model.model.config.vocab_size, SEED, options.max_length)
     labels = np.random.default_rng(SEED).integers(0, 2, count).astype(float)
 
     def step(number: int) -> tuple[int, float]:
         """(real tokens, seconds) of optimiser step `number`"""
         chosen = slice(number * options.batch_size, (number + 1) * options.batch_size)
         seed_dropout(SEED, number)
-        wait()
+        base.wait()
         start = time.perf_counter()
         computing = {"token_budget": options.token_budget, "pad_id": 0, "dtype": dtype}
         train_step(model, optimizer, rows[chosen], labels[chosen], lr=2e-4, **computing)
-        wait()
+        base.wait()
         seconds = time.perf_counter() - start
         print(f"step {number}: {real_tokens(rows[chosen])} tokens, {seconds:.3f} s", file=sys.stderr)
         return real_tokens(rows[chosen]), seconds
@@ -74,20 +64,23 @@ def main(argv: list[str] | None = None) -> None:
         first = i * options.batch_size
         lengths = [len(row) for row in rows[first : first + options.batch_size]]
         batches += [batch + first for batch in micro_batches(lengths, options.token_budget)]
-    result = speed_figures(*zip(*timed, strict=True), 4 * projection_weights(model))
-    result |= {"fill": fill(rows, batches), "micro_batches_a_step": round(len(batches) / options.steps, 2)}
-    result |= {"peak_gib": peak_gib(), "first_step_seconds": round(warmup[0][1], 2)}
+    result = base.speed_figures(*zip(*timed, strict=True), 4 * base.projection_weights(model))
+    result |= {
+        "fill": base.fill(rows, batches),
+        "micro_batches_a_step": round(len(batches) / options.steps, 2),
+    }
+    result |= {"peak_gib": base.peak_gib(), "first_step_seconds": round(warmup[0][1], 2)}
     result |= {"checkpointed": checkpointed, "trainable": sum(p.numel() for p in parameters(model))}
     if options.profile:
         write_profile(options.profile, lambda: step(options.warmup + options.steps))
-    print_result(vars(options), result)
+    base.print_result(vars(options), result)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--shape", choices=base.SHAPES, default="tiny")
     parser.add_argument("--steps", type=int, default=8, help="timed steps")
     parser.add_argument("--warmup", type=int, default=3, help="steps before; the first one is reported")
     parser.add_argument("--batch-size", type=int, default=16, help="rows a step")
@@ -107,7 +100,7 @@ def preference_model(shape: str, device: torch.device, dtype: torch.dtype, matmu
     attention = (
         "sdpa" if shape == "smollm2" else "eager"
     )  # load_backbone's rule: eager where there is a soft-cap
-    backbone = random_model(shape, device, dtype, attention, "AutoModel")
+    backbone = base.random_model(shape, device, dtype, attention, "AutoModel")
     if matmul == "dequant":
         use_dequantized_(backbone)
     return PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
