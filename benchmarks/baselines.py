@@ -4,8 +4,9 @@
 
 "The longer answer wins" has nothing to fit and gives no probabilities, so it has an accuracy and no log loss;
 where both are equally long it is given half a point. The second floor is a logistic regression (scikit-learn,
-its defaults) on two numbers, the difference of the lengths in characters (in thousands) and of their logarithms,
-fitted on --data. Texts are counted as train.py repairs them. The last line on stdout is one JSON object.
+its defaults) on two numbers, the difference of the lengths in characters (in thousands) and of their
+logarithms, fitted on --data. Texts are counted as train.py repairs them; rows that are ties are left out. The
+last line on stdout is one JSON object.
 """
 
 import argparse
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import pandas as pd
 
+from minarena.config import run
 from minarena.data import read_pairs
 from minarena.metrics import scores, standard_error
 from minarena.text import repaired
@@ -38,8 +40,8 @@ def read_labelled(paths: list[str]) -> pd.DataFrame:
     """Repaired rows that have a winner."""
     table = read_pairs(paths)
     if table["label"].isna().any():
-        raise ValueError(f"{paths[0]}: rows without a winner: the floors need the column winner")
-    return repaired(table)
+        raise ValueError(f"{', '.join(paths)}: rows without a winner: the floors need the column winner")
+    return repaired(table[table["label"] != 0.5])
 
 
 def lengths(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -81,4 +83,4 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

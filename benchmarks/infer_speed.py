@@ -67,7 +67,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", choices=base.SHAPES, default="tiny")
-    parser.add_argument("--rows", type=int, default=640, help="rows a pass")
+    parser.add_argument("--rows", type=int, default=320, help="rows a pass")
     parser.add_argument("--passes", type=int, default=4, help="timed passes; even: the twins take turns")
     parser.add_argument("--max-length", type=int, default=2200, help="tokens of the longest row")
     parser.add_argument("--token-budget", type=int, default=16384, help="tokens a micro-batch, with padding")

@@ -29,6 +29,7 @@ from benchmarks.peft_peer import (
     with_peft,
 )
 from minarena.batching import rows_of_step, steps_per_epoch
+from minarena.config import run
 from minarena.data import read_pairs, swapped
 from minarena.metrics import scores
 from minarena.step import real_tokens
@@ -156,4 +157,4 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
