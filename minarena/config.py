@@ -152,7 +152,7 @@ def value_keywords(hint) -> dict:
         return {"action": "store_true"}
     arms = [arm for arm in typing.get_args(hint) if arm is not type(None)] or [hint]  # X | None -> X
     if typing.get_origin(hint) is list:
-        return value_keywords(arms[0]) | {"nargs": "+"}
+        return value_keywords(arms[0]) | {"nargs": "+", "action": "extend"}  # typed twice: both count
     if typing.get_origin(hint) is Literal:
         return {"choices": arms}
     if int in arms:
@@ -205,6 +205,9 @@ def train_contradiction(config: TrainConfig, typed: dict) -> str:
         return "--eval-data is the held-out part: drop --fold and --n-splits"
     if config.model != "tiny" and not config.data:
         return f"--model {config.model} needs --data FILE: the generated pairs are for --model tiny"
+    fixed = [name for name in ("lora_r", "lora_alpha", "freeze_layers", "head") if name in typed]
+    if config.init_adapter and fixed:
+        return f"--init-adapter brings a rank, alpha, head of its own: drop --{fixed[0].replace('_', '-')}"
     if config.eval_data and not config.data:
         return "--eval-data needs --data FILE: the demo pairs bring their own held-out part"
     return ""
