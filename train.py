@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from minarena.adapter import AdapterConfig, attach_adapter_, load_adapter_, save_adapter
+from minarena.adapter import AdapterConfig, attach_adapter_, load_adapter_, read_adapter, save_adapter
 from minarena.batching import rows_of_step, steps_per_epoch
 from minarena.checkpoint import claim, open_log, restore_, save_checkpoint
 from minarena.config import TrainConfig, parse, run
@@ -130,6 +130,10 @@ def resolve(config: TrainConfig, device: torch.device) -> None:
         config.lr = DEMO_LR
         say(f"lr {DEMO_LR} is the demo's own (2e-4 teaches a random base nothing); a typed --lr wins.")
     config.lr = config.lr or 2e-4
+    if config.init_adapter:  # the record tells what was trained, not the options' defaults
+        given = read_adapter(config.init_adapter)[0]
+        config.lora_r, config.lora_alpha = given.r, given.alpha
+        config.freeze_layers, config.head = given.freeze_layers, given.head
 
 
 def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
