@@ -1,0 +1,80 @@
+"""What the tests share, made once a session: a tiny base folder, its tokenizer, a file of pairs.
+
+tiny: the folder of a random Gemma-2 (2 layers, hidden 64, soft-caps, a window of 64 tokens), float weights
+tokenizer: one token a byte
+pairs_file: 64 generated pairs in the competition's columns, as parquet
+demo: what the README's three demo commands left behind (the slowest thing here: started once, side by side)
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Before torch and transformers are imported. One thread: the models are tiny, and two threads that wait for
+# each other on a busy machine were measured 13 times slower than one.
+os.environ["HF_HUB_OFFLINE"] = os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+from helpers import write_pairs
+
+from minarena.tiny import byte_tokenizer, demo_pairs, write_tiny
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and there is none here"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> str:
+    return write_tiny(str(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory) -> str:
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.parquet", demo_pairs(64, seed=5))
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """A folder in which the README's demo commands ran, and (stdout's last line, stderr) of each.
+
+    The first of the two models trains on half of its rows: here it only has to be in the ensemble.
+    """
+    folder = tmp_path_factory.mktemp("demo")
+    commands = {
+        "ab": ["train.py", "--limit", "1200"],
+        "ba": ["train.py", "--swap"],
+        "infer": ["infer.py", "--adapter", "runs/ab", "runs/ba", "--probs", "probs.csv"],
+    }
+    # each import is listed on stderr: test_house.py counts what `train.py --swap` walks through
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    said = {}
+    for together in (["ab", "ba"], ["infer"]):
+        started = {}
+        for name in together:
+            script, *rest = commands[name]
+            started[name] = subprocess.Popen(
+                [sys.executable, str(REPOSITORY / script), *rest],
+                cwd=folder,
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        for name, process in started.items():
+            stdout, stderr = process.communicate()
+            assert process.returncode == 0, f"{commands[name]}: {stderr[-2000:]}"
+            said[name] = (json.loads(stdout.splitlines()[-1]), stderr)
+    return folder, said
