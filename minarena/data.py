@@ -6,6 +6,7 @@ ValueError that names file, row (the first is 1) and column, raised before any m
 Does not repair text (text.py) and knows no tokens. A new layout is a row in LAYOUTS and a function.
 """
 
+import csv
 import hashlib
 import json
 from collections.abc import Callable
@@ -62,20 +63,21 @@ def read_frame(path: str) -> pd.DataFrame:
         raise ValueError(f"{path}: empty file")
     try:
         return readers[ending](path)
-    except (
-        ValueError,
-        OSError,
-    ) as error:  # pyarrow's and pandas' errors are both; their first line says what
+    # pyarrow's errors are the first two, json's on "[[[[..." the last; their first line says what is wrong
+    except (ValueError, OSError, csv.Error, RecursionError) as error:
         raise ValueError(f"{path}: not readable as {ending[1:]}: {str(error).splitlines()[0]}") from error
 
 
 def read_csv(path: str) -> pd.DataFrame:
-    # dtype and keep_default_na: else the answers "None" and "NA" become null, and the id 007 becomes 7
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", header=None)
-    frame.columns = [
-        str(name) for name in frame.iloc[0]
-    ]  # by hand: pandas renames a doubled column in silence
-    return frame.iloc[1:].reset_index(drop=True)
+    """Cells as text, by Python's csv: pandas makes null of the answers "None" and "NA", 7 of the id 007, and
+    the empty text of a cell that a cut line lacks, in silence."""
+    csv.field_size_limit(2**31 - 1)  # characters a cell; the default, 131,072, is below the longest answers
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        header, *rows = [cells for cells in csv.reader(file, strict=True) if cells] or [[]]
+    for number, cells in enumerate(rows, 1):
+        if len(cells) != len(header):
+            raise ValueError(f"row {number}: {len(cells)} cells, the header has {len(header)}")
+    return pd.DataFrame(rows, columns=header, dtype=object)
 
 
 def read_jsonl(path: str) -> pd.DataFrame:
@@ -89,15 +91,14 @@ def read_jsonl(path: str) -> pd.DataFrame:
             if not isinstance(row, dict):
                 raise ValueError(f"line {number}: not an object with the columns as keys")
             rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, dtype=object)  # object: pandas' own strings refuse a lone surrogate
 
 
 def from_competition(frame: pd.DataFrame, path: str) -> pd.DataFrame:
     """The WSDM Cup's columns: id, prompt, response_a, response_b as plain text; winner model_a or model_b
     (train only)."""
-    frame["id"] = checked(
-        frame, path, "id", lambda v: isinstance(v, str | int | np.integer) and v != "", "no id"
-    ).astype(str)
+    ids = checked(frame, path, "id", lambda v: isinstance(v, str | int | np.integer) and v != "", "no id")
+    frame["id"] = ids.map(lambda v: without_lone_surrogates(str(v)))
     for column in TEXTS:
         texts = checked(frame, path, column, lambda v: isinstance(v, str), "not text")
         frame[column] = texts.map(without_lone_surrogates)
@@ -127,6 +128,8 @@ def checked(frame: pd.DataFrame, path: str, column: str, good: Callable, problem
     values = frame[column].astype(object)
     bad = ~values.map(good).astype(bool)
     if bad.any():
+        null = bad & values.isna()
+        bad = null if null.any() else bad  # of [1, null] pandas makes floats: the null is to blame, not the 1
         row, value = frame.loc[bad, "row"].iloc[0], values[bad].iloc[0]
         shown = "null" if value is None or value is pd.NA or value != value else repr(value)[:60]
         raise ValueError(f"{path}: row {row}, column {column}: {shown} is {problem}")
