@@ -1,5 +1,6 @@
 """The trained part, LoRA and head, on a model and on disk.
- On disk it is PEFT's own format (https://github.com/huggingface/peft): adapter_config.json and
+
+On disk it is PEFT's own format (https://github.com/huggingface/peft): adapter_config.json and
 adapter_model.safetensors, whose names are ours behind "base_model.model.". PEFT loads these files and this
 file loads PEFT's. Loading is strict: a tensor that is missing, left over or of another shape is an error that
 names it, for a head that is quietly fresh predicts noise. Refused by name: what PEFT can do and LoRALinear

@@ -1,5 +1,6 @@
 """Rows -> optimiser steps -> micro-batches -> tensors. Knows lengths, not text.
- Three counts that are easy to mix up: a STEP updates the weights once and always sees `batch_size` rows (the
+
+Three counts that are easy to mix up: a STEP updates the weights once and always sees `batch_size` rows (the
 last of an epoch may see fewer); a MICRO-BATCH is what the device holds at a time, as many rows as fit into a
 token budget; the TOKENS of a micro-batch include its padding. Only the first decides what is learnt.
  Everything is a function of its arguments: step 1,234 can be asked for without the 1,233 before it, which is

@@ -1,5 +1,6 @@
 """Files of pairs -> one table, and the three rules on that table: labels, swap, held-out fold.
- The table has the columns id (str), prompt, response_a, response_b (str), label (float: P(response_a wins),
+
+The table has the columns id (str), prompt, response_a, response_b (str), label (float: P(response_a wins),
 NaN where the file has no winner) and language (where the file has one). Everything wrong with a file is a
 ValueError that names file, row (the first is 1) and column, raised before any model is loaded.
 

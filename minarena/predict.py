@@ -1,5 +1,6 @@
 """Probabilities for a table of pairs from any number of adapters over one base, joined by id.
- Each adapter sees a row in the order that it was trained in (two mirrored models: two passes, the seed's
+
+Each adapter sees a row in the order that it was trained in (two mirrored models: two passes, the seed's
 notebook), or in both (--tta all: four passes, the other reading of the seed's text). The base is loaded once;
 adapters change in place. Results are a Series with the id as its index, never positions: rows are sorted by
 length on the way, and public code for this very task has written sorted predictions back to unsorted rows.

@@ -1,5 +1,6 @@
 """One optimiser step and one evaluation, as functions that train.py calls in order.
- The quantity that is optimised, logged and evaluated is the same: the mean over a step's rows of the
+
+The quantity that is optimised, logged and evaluated is the same: the mean over a step's rows of the
 cross-entropy between the label and the two logits. It does not depend on how the rows are cut into
 micro-batches.
 """
