@@ -1,7 +1,8 @@
 """Make an 8-bit folder of a float base, once, so that later runs load half the bytes and quantize nothing.
 
     python quantize.py --model google/gemma-2-9b-it --out gemma-2-9b-it-8bit
- AutoModelForSequenceClassification.from_pretrained of transformers loads the folder unchanged, and train.py
+
+AutoModelForSequenceClassification.from_pretrained of transformers loads the folder unchanged, and train.py
 takes it. What it does not do: merge an earlier LoRA, or stream (the whole int8 model is in memory).
 """
 

@@ -3,7 +3,8 @@
 Three counts that are easy to mix up: a STEP updates the weights once and always sees `batch_size` rows (the
 last of an epoch may see fewer); a MICRO-BATCH is what the device holds at a time, as many rows as fit into a
 token budget; the TOKENS of a micro-batch include its padding. Only the first decides what is learnt.
- Everything is a function of its arguments: step 1,234 can be asked for without the 1,233 before it, which is
+
+Everything is a function of its arguments: step 1,234 can be asked for without the 1,233 before it, which is
 why a run can be resumed with no state of a data loader.
 """
 

@@ -1,7 +1,8 @@
 """A run's folder: claim it, log to it, save and restore checkpoints.
 
 Nothing in it is ever pickled: tensors are safetensors, all else is JSON.
- A checkpoint is a folder checkpoint-N (N steps done) with the adapter in PEFT's format, so it can be used as
+
+A checkpoint is a folder checkpoint-N (N steps done) with the adapter in PEFT's format, so it can be used as
 one, and the optimiser's state. The order of rows and the dropout masks follow from (seed, step) and need no
 state (batching.py, step.py). It is written under another name, flushed and renamed: a folder with the final
 name is whole.

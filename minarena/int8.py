@@ -1,7 +1,8 @@
 """bitsandbytes' int8 weights, multiplied by their dequantized values.
 
     W = CB * (SCB / 127)        CB (out, in) int8, SCB (out,) fp32: the largest |w| of each row
- The format is LLM.int8's (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339) and bitsandbytes reads and
+
+The format is LLM.int8's (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339) and bitsandbytes reads and
 writes it. The product is not: LLM.int8 also rounds the activations to int8 in each linear, looks for outliers
 and waits for the GPU to tell how many there are. Dequantizing is simpler, faster in training and closer to
 the float model (relative error of SmolLM2's last hidden state: 5.2 % against 12-13 %). Lost: int8 tensor

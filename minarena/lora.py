@@ -1,7 +1,8 @@
 """LoRA by hand (Hu et al. 2021, https://arxiv.org/abs/2106.09685), over any linear layer: float or 8-bit.
 
     y = W x + (alpha / r) * B A dropout(x)        W frozen (out, in), A (r, in), B (out, r)
- The names are those of PEFT's files (`lora_A.weight`, `lora_B.weight`, `base_layer`), so saving is a prefix
+
+The names are those of PEFT's files (`lora_A.weight`, `lora_B.weight`, `base_layer`), so saving is a prefix
 and not a mapping table. What it does not do: merge by itself (nothing here changes W), DoRA, bias terms,
 embeddings.
 """

@@ -1,7 +1,8 @@
 """A pair of answers -> token ids: repair, template, left cut, BOS and EOS.
 
     <prompt>: P\\n\\n<response_a>: A\\n\\n<response_b>: B        BOS first, EOS last, tokenised as ONE string
- Tokenising P, A and B apart would give other ids at the seams with some tokenizers. The marks are plain text,
+
+Tokenising P, A and B apart would give other ids at the seams with some tokenizers. The marks are plain text,
 not special tokens: the base was never trained on special tokens of ours, and a left cut may remove the first
 mark anyway. What it does not do: pad (batching.py), or defend against an answer that contains the marks
 themselves.

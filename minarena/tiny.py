@@ -1,11 +1,13 @@
 """The demo: a tiny random Gemma-2, its byte tokenizer and generated pairs, so that everything runs with no
 download.
- The model is a real Gemma-2 in structure (soft-caps, a sliding window that is shorter than the rows, grouped
+
+The model is a real Gemma-2 in structure (soft-caps, a sliding window that is shorter than the rows, grouped
 heads) and goes through the same int8 path as a 9B; nothing in it was ever trained. The pairs are short
 answers in six languages of which one is polite and one is rude; the polite one wins, and one label in ten is
 turned round, so that no accuracy can go far above 0.90. Position and length carry nothing. Serves the default
 run, the tests and the benchmarks.
- The demo's lr is its own: the seed's 2e-4 is meant for a pretrained backbone and teaches this random one
+
+The demo's lr is its own: the seed's 2e-4 is meant for a pretrained backbone and teaches this random one
 nothing in 150 steps (accuracy .565); 5e-3 does. Nothing else differs from the defaults, alpha 4 with r 64
 included.
 """
