@@ -58,8 +58,7 @@ def make_head(kind: str, hidden: int, dropout: float, labels: int = 2) -> nn.Mod
 
 
 def attach_adapter_(model: nn.Module, config: AdapterConfig, seed: int = 0) -> None:
-    """Give `model` (a PreferenceModel) fresh LoRA matrices and a fresh fp32 head, in place, drawn from
-    `seed`."""
+    """Give `model` (a PreferenceModel) fresh LoRA matrices and a fresh fp32 head, in place, from `seed`."""
     generator = torch.Generator().manual_seed(seed)
     inject_lora_(model.model, config.r, config.alpha, config.dropout, config.freeze_layers, generator)
     embeddings = model.model.get_input_embeddings().weight
@@ -99,8 +98,7 @@ def save_adapter(folder: str | Path, model: nn.Module, config: AdapterConfig, ba
 
 
 def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """The adapter's settings and its tensors by our names, on the CPU. ValueError where either cannot be
-    used."""
+    """The adapter's settings and its tensors by our names, on the CPU; ValueError if either is unusable."""
     try:
         stored = json.loads((Path(folder) / "adapter_config.json").read_text())
         tensors = load_file(Path(folder) / "adapter_model.safetensors")

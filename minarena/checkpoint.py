@@ -132,8 +132,7 @@ def find_checkpoints(out: str) -> list[Path]:
 
 
 def restore_(out: str, model: nn.Module, optimizer) -> int:
-    """Put the newest good checkpoint's weights and optimiser state into place; returns the number of steps
-    done.
+    """Put the newest good checkpoint's weights and optimiser state into place; returns the steps done.
 
     A damaged one is named on the way and the one before is taken. Raises ValueError where none can be read.
     """

@@ -1,6 +1,6 @@
-"""How good probabilities are: every figure a plain function of labels and predictions, with its standard
-error.
- label: P(a wins), 1, 0 or between (a soft label; exactly one half is a tie); p: predicted P(a wins). Both
+"""How good probabilities are: figures as plain functions of labels and predictions, with standard errors.
+
+label: P(a wins), 1, 0 or between (a soft label; exactly one half is a tie); p: predicted P(a wins). Both
 (rows,) float.
 """
 

@@ -1,6 +1,6 @@
-"""The model: a frozen 8-bit language model without its LM head, read at each row's last token by a small
-head.
- transformers supplies the backbone (Gemma-2 with soft-capped attention and sliding window, Gemma-3 text,
+"""The model: a frozen 8-bit language model without its LM head, read at its last token by a small head.
+
+transformers supplies the backbone (Gemma-2 with soft-capped attention and sliding window, Gemma-3 text,
 Llama, Qwen2) and bitsandbytes its int8 weights, on a GPU and on a CPU alike. Ours are the pooling, the dtypes
 and the products. What it does not do: generate, keep a cache, trust remote code, or read pickled weights.
 """

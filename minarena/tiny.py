@@ -1,5 +1,4 @@
-"""The demo: a tiny random Gemma-2, its byte tokenizer and generated pairs, so that everything runs with no
-download.
+"""The demo: a tiny random Gemma-2, its byte tokenizer and generated pairs; nothing is downloaded.
 
 The model is a real Gemma-2 in structure (soft-caps, a sliding window that is shorter than the rows, grouped
 heads) and goes through the same int8 path as a 9B; nothing in it was ever trained. The pairs are short
