@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from minarena.lora import PROJECTIONS, inject_lora_, layer_number
 
 PREFIX = "base_model.model."
-MLP_TENSORS = {"score.1.weight", "score.1.bias", "score.4.weight", "score.4.bias"}
 NOT_HANDLED = {
     "use_dora": False,
     "rank_pattern": {},
@@ -104,6 +103,11 @@ def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         tensors = load_file(Path(folder) / "adapter_model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a usable adapter: {error}") from error
+    if not isinstance(stored, dict) or stored.get("peft_type") != "LORA":
+        raise ValueError(f"{folder}/adapter_config.json: its peft_type is not LORA")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(stored.get(key), int | float) or stored[key] <= 0:
+            raise ValueError(f"{folder}/adapter_config.json: {key} must be a number above 0")
     for key, plain in NOT_HANDLED.items():
         if stored.get(key, plain) not in (plain, None):
             raise ValueError(f"{folder}/adapter_config.json: {key} {stored[key]!r} is not handled")
@@ -123,7 +127,7 @@ def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         * (math.sqrt(r) if stored.get("use_rslora") else 1),  # rsLoRA: alpha / sqrt r
         dropout=stored.get("lora_dropout", 0.0),
         freeze_layers=min(stored.get("layers_to_transform") or [0]),
-        head="mlp" if set(tensors) >= MLP_TENSORS else "linear",
+        head="linear" if "score.weight" in tensors else "mlp",
     ), tensors
 
 
