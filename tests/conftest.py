@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """What a test draws without a generator of its own is the same in every run and order of tests."""
+    """What a test draws without a generator of its own is the same in every run and any order of tests."""
     torch.manual_seed(0)
 
 
