@@ -35,12 +35,11 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters, betas 0.9 / 0.999, eps 1e-8; biases are not decayed. Its lr is set
-    each step.
+    """AdamW over the trainable parameters, betas 0.9 / 0.999, eps 1e-8; biases are not decayed.
 
-    On a GPU with 8-bit state (Dettmers et al. 2021, https://arxiv.org/abs/2110.02861): 2 bytes a parameter,
-    not 8. On a CPU torch's fused AdamW, which was 28 times faster there than bitsandbytes' (and fp32 state is
-    affordable).
+    Its lr is set at each step. On a GPU with 8-bit state (Dettmers et al. 2021,
+    https://arxiv.org/abs/2110.02861): 2 bytes a parameter, not 8. On a CPU torch's fused AdamW, which was 28
+    times faster there than bitsandbytes' (and fp32 state is affordable).
     """
     parameters = trainable(model)
     groups = [
@@ -56,8 +55,10 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimiz
 
 
 def preference_loss(logits: Tensor, p_first: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy with soft labels. logits (B, 2), p_first (B,) = P(the first answer wins) -> (B,) nats,
-    fp32."""
+    """Cross-entropy with soft labels, in nats and fp32.
+
+    logits (B, 2), p_first (B,) = P(the first answer wins); returns (B,).
+    """
     p = p_first * (1 - label_smoothing) + label_smoothing / 2
     log_p = log_softmax(logits.float(), dim=-1)
     return -p * log_p[:, 0] - (1 - p) * log_p[:, 1]
@@ -65,16 +66,17 @@ def preference_loss(logits: Tensor, p_first: Tensor, label_smoothing: float = 0.
 
 @contextlib.contextmanager
 def computing(device: torch.device, dtype: torch.dtype):
-    """Autocast to `dtype` (fp32: none), and SDPA without cuDNN, whose backward gives NaN with a mask at some
-    widths (H100, torch 2.11, https://github.com/pytorch/pytorch/issues/196678)."""
+    """Autocast to `dtype` (fp32: none), and SDPA without cuDNN.
+
+    cuDNN's backward gives NaN with a mask at some widths (https://github.com/pytorch/pytorch/issues/196678).
+    """
     kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel(kernels), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         yield
 
 
 def seed_dropout(seed: int, step: int, rank: int = 0) -> None:
-    """Seed torch's global generator for one step, from (seed, step, rank): a resumed run needs no generator
-    state."""
+    """Seed torch's global generator from (seed, step, rank): a resumed run needs no generator state."""
     torch.manual_seed(
         int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     )
@@ -93,10 +95,9 @@ def train_step(
     max_grad_norm: float = 1.0,
     label_smoothing: float = 0.0,
 ) -> tuple[float, float]:
-    """Update the weights once with `rows` (token ids) and their labels (rows,); returns (loss, gradient
-    norm).
+    """Update the weights once; returns (loss, gradient norm).
 
-    Exact accumulation: each micro-batch adds its SUM over rows divided by the rows of the whole step, so
+    rows: token ids of the step's rows; p_first (rows,): their labels, as P(the answer shown first wins). Exact accumulation: each micro-batch adds its SUM over rows divided by the rows of the whole step, so
     unequal micro-batches do not count equally. Raises FloatingPointError before the weights are touched when
     a number is bad.
     """
@@ -132,10 +133,10 @@ def predict_first(
     dtype: torch.dtype = torch.float32,
     label: str | None = None,
 ) -> np.ndarray:
-    """P(the answer shown first wins) of each row of token ids, in the order given: (rows,) float64, dropout
-    off.
+    """P(the answer shown first wins) of each row of token ids, in the order given: (rows,) float64.
 
-    label: a progress bar's text; its unit is rows.
+    Dropout is off. label: the text of a progress bar; None shows none. Raises FloatingPointError where a logit
+    is not finite.
     """
     device = next(model.parameters()).device
     model.eval()
