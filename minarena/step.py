@@ -97,7 +97,8 @@ def train_step(
 ) -> tuple[float, float]:
     """Update the weights once; returns (loss, gradient norm).
 
-    rows: token ids of the step's rows; p_first (rows,): their labels, as P(the answer shown first wins). Exact accumulation: each micro-batch adds its SUM over rows divided by the rows of the whole step, so
+    rows: token ids of the step's rows; p_first (rows,): their labels, as P(the answer shown first wins).
+    Exact accumulation: each micro-batch adds its SUM over rows divided by the rows of the whole step, so
     unequal micro-batches do not count equally. Raises FloatingPointError before the weights are touched when
     a number is bad.
     """
@@ -135,8 +136,8 @@ def predict_first(
 ) -> np.ndarray:
     """P(the answer shown first wins) of each row of token ids, in the order given: (rows,) float64.
 
-    Dropout is off. label: the text of a progress bar; None shows none. Raises FloatingPointError where a logit
-    is not finite.
+    Dropout is off. label: the text of a progress bar; None shows none. Raises FloatingPointError where a
+    logit is not finite.
     """
     device = next(model.parameters()).device
     model.eval()
