@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -141,14 +142,16 @@ def restore_(out: str, model: nn.Module, optimizer) -> int:
         try:
             stored = json.loads((folder / "state.json").read_text())
             tensors = load_file(folder / "optimizer.safetensors")
-            weights = read_adapter(folder)[1]
+            weights, wanted = read_adapter(folder)[1], adapter_tensors(model)
+            if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in wanted.items()}:
+                raise ValueError("its tensors are those of another model")
             break
         except (OSError, ValueError, SafetensorError) as error:
             reasons.append(f"{folder} is damaged: {error}")
-            print(reasons[-1])
+            print(reasons[-1], file=sys.stderr)
     else:
         raise ValueError(f"--resume: no usable checkpoint in {out}. {' '.join(reasons)}")
-    for name, parameter in adapter_tensors(model).items():
+    for name, parameter in wanted.items():
         parameter.copy_(weights[name])
     state = {}
     for name, value in [*tensors.items(), *stored["optimizer"].items()]:
