@@ -1,0 +1,130 @@
+"""What only a GPU can show; skipped, with that reason, where there is none.
+
+    python -m pytest -m gpu
+ Compared with: the same thing on the CPU in fp32 or float64, and the state of an optimiser before it was
+saved.
+"""
+
+import numpy as np
+import pytest
+import torch
+from helpers import adapted
+
+from minarena.adapter import AdapterConfig, attach_adapter_
+from minarena.checkpoint import restore_, save_checkpoint
+from minarena.int8 import DequantizedProduct
+from minarena.model import PreferenceModel, load_backbone
+from minarena.step import make_optimizer, predict_first, train_step
+from minarena.text import encode
+from minarena.tiny import demo_pairs
+
+pytestmark = pytest.mark.gpu
+BUDGET = {"token_budget": 1024, "pad_id": 0}
+
+
+def on_gpu(folder: str, config: AdapterConfig, dtype: torch.dtype) -> PreferenceModel:
+    """The model of helpers.adapted on the GPU: same base, same adapter, residual stream as train.py has
+    it."""
+    twin, _ = adapted(folder, config)
+    residual = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    model = PreferenceModel(load_backbone(folder, torch.device("cuda"), dtype), torch.nn.Identity(), residual)
+    attach_adapter_(model, config)
+    source = dict(twin.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(source[name])
+    return model
+
+
+@pytest.fixture
+def rows(tokenizer):
+    table = demo_pairs(24, seed=9)
+    return encode(tokenizer, table, 2200), table["label"].to_numpy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_int8_product_and_its_gradient_are_float64s(dtype):
+    generator = torch.Generator().manual_seed(1)
+    CB = torch.randint(-127, 128, (96, 160), generator=generator, dtype=torch.int8)
+    SCB = torch.rand(96, generator=generator) + 0.1
+    x = torch.randn(3, 7, 160, generator=generator)
+    wanted_x = x.double().requires_grad_()
+    wanted = wanted_x @ (CB.double() * (SCB.double() / 127)[:, None]).T
+    wanted.sin().sum().backward()
+    got_x = x.to("cuda", dtype).requires_grad_()
+    got = DequantizedProduct.apply(got_x, CB.cuda(), SCB.cuda())
+    got.backward(wanted.detach().cos().to("cuda", dtype))  # the same gradient of the output on both sides
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    for mine, theirs in ((got, wanted), (got_x.grad, wanted_x.grad)):
+        error = (mine.detach().cpu().double() - theirs.detach()).norm() / theirs.detach().norm()
+        assert error < tolerance
+
+
+def test_a_base_is_quantized_to_the_same_bytes_on_the_gpu_and_on_the_cpu(tiny):
+    cpu = load_backbone(tiny, torch.device("cpu"), torch.float32).state_dict()
+    gpu = load_backbone(tiny, torch.device("cuda"), torch.float32).state_dict()
+    assert cpu.keys() == gpu.keys()
+    for name in cpu:
+        difference = (cpu[name].float() - gpu[name].cpu().float()).abs().max()
+        assert difference <= (1 if cpu[name].dtype == torch.int8 else 0), name
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 1e-3), (torch.float16, 0.01), (torch.bfloat16, 0.05)]
+)
+def test_probabilities_are_those_of_the_cpu_in_fp32(tiny, rows, dtype, bound):
+    config = AdapterConfig(r=6, alpha=9.0)
+    wanted = predict_first(adapted(tiny, config)[0], rows[0], **BUDGET)
+    got = predict_first(on_gpu(tiny, config, dtype), rows[0], dtype=dtype, **BUDGET)
+    assert np.ptp(wanted) > 0.1  # else anything would be close
+    assert np.abs(got - wanted).max() < bound
+
+
+def test_five_steps_in_bf16_have_the_losses_of_fp32_on_the_cpu(tiny, rows):
+    config = AdapterConfig(r=6, alpha=9.0)
+    losses = {}
+    for dtype, model in (
+        (torch.float32, adapted(tiny, config)[0]),
+        (torch.bfloat16, on_gpu(tiny, config, torch.bfloat16)),
+    ):
+        optimizer = make_optimizer(model, 0.0)
+        losses[dtype] = [
+            train_step(model, optimizer, *rows, lr=1e-3, dtype=dtype, **BUDGET)[0] for _ in range(5)
+        ]
+    assert np.abs(np.subtract(*losses.values())).max() < 0.03
+    assert losses[torch.bfloat16][-1] < losses[torch.bfloat16][0]
+
+
+def test_recomputed_layers_give_the_same_gradient(tiny, rows):
+    config = AdapterConfig(r=6, alpha=9.0, dropout=0.1)
+    gradients = []
+    for recompute in (False, True):
+        model = on_gpu(tiny, config, torch.float32)
+        if recompute:
+            model.model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(3)
+        train_step(model, make_optimizer(model, 0.0), *rows, lr=0.0, **BUDGET)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
+
+
+def test_8_bit_adamw_goes_on_from_a_checkpoint_bit_for_bit(tiny, rows, tmp_path):
+    # hidden 64 with r 64: lora_A and lora_B of the MLP have 8,192 elements, enough for bitsandbytes' 8-bit
+    # state
+    config = AdapterConfig(r=64, alpha=4.0)
+    model = on_gpu(tiny, config, torch.float32)
+    optimizer = make_optimizer(model, 0.0)
+    for _ in range(3):
+        train_step(model, optimizer, *rows, lr=1e-3, **BUDGET)
+    kinds = {v.dtype for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)}
+    assert torch.uint8 in kinds
+    save_checkpoint(str(tmp_path), 3, model, optimizer, config, "tiny")
+    resumed = on_gpu(tiny, config, torch.float32)
+    resumed_optimizer = make_optimizer(resumed, 0.0)
+    assert restore_(str(tmp_path), resumed, resumed_optimizer) == 3
+    train_step(model, optimizer, *rows, lr=1e-3, **BUDGET)
+    train_step(resumed, resumed_optimizer, *rows, lr=1e-3, **BUDGET)
+    other = dict(resumed.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(parameter, other[name]), name
