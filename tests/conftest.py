@@ -32,9 +32,11 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    """What a test draws without a generator of its own is the same in every run and any order of tests."""
+def alike_everywhere(request, monkeypatch):
+    """What a test draws is the same in any order of tests; unless marked gpu, it runs on the CPU."""
     torch.manual_seed(0)
+    if not request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +67,7 @@ def demo(tmp_path_factory):
         "infer": ["infer.py", "--adapter", "runs/ab", "runs/ba", "--probs", "probs.csv"],
     }
     # each import is listed on stderr: test_house.py counts what `train.py --swap` walks through
-    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1", "CUDA_VISIBLE_DEVICES": ""}
     said = {}
     for together in (["ab", "ba"], ["infer"]):
         started = {}

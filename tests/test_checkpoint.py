@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+import bitsandbytes as bnb
 import pandas as pd
 import pytest
 import torch
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 import train
 from minarena.checkpoint import find_checkpoints, restore_, save_checkpoint
-from minarena.step import make_optimizer
+from minarena.step import make_optimizer, trainable
 
 
 class CutOff(BaseException):
@@ -223,6 +224,32 @@ def test_an_unfinished_write_is_no_checkpoint(tiny, tmp_path, monkeypatch):
     save_checkpoint(str(tmp_path), 3, model, optimizer, config, tiny)
     assert restore_(str(tmp_path), model, optimizer) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+def test_adamw8bit_goes_on_from_a_checkpoint_bit_for_bit(tiny, tmp_path):
+    """The GPU's optimiser, on a CPU. The gradients are given, so that only its state could differ."""
+
+    def steps(model, optimizer, numbers) -> None:
+        for number in numbers:
+            generator = torch.Generator().manual_seed(number)
+            for p in trainable(model):
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+
+    model, config = adapted(tiny, r=64)  # matrices of 4,096 elements and more have 8-bit state, others fp32
+    straight = bnb.optim.AdamW8bit(trainable(model), lr=1e-2, weight_decay=0.0)
+    steps(model, straight, range(3))
+    save_checkpoint(str(tmp_path), 3, model, straight, config, tiny)
+    other, _ = adapted(tiny, r=64)
+    resumed = bnb.optim.AdamW8bit(trainable(other), lr=1e-2, weight_decay=0.0)
+    assert restore_(str(tmp_path), other, resumed) == 3
+    before = [p.detach().clone() for p in trainable(other)]
+    steps(model, straight, range(3, 6))
+    steps(other, resumed, range(3, 6))
+    for mine, theirs, old in zip(trainable(other), trainable(model), before, strict=True):
+        assert torch.equal(mine, theirs) and not torch.equal(mine, old)
+    kinds = {v.dtype for state in straight.state.values() for v in state.values() if torch.is_tensor(v)}
+    assert kinds >= {torch.uint8, torch.float32}  # both kinds of state were in it
 
 
 def test_weights_of_another_shape_are_no_usable_checkpoint(tiny, tmp_path):

@@ -211,6 +211,19 @@ def test_predictions_that_are_not_finite_stop_and_name_their_positions(tiny):
         predict_first(model, ROWS, token_budget=64, pad_id=0)
 
 
+def test_a_step_under_bf16_autocast_is_close_to_the_fp32_step(model):
+    losses, found = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        model.zero_grad()
+        losses.append(
+            train_step(model, KEEP_GRADIENTS, ROWS, P_FIRST, dtype=dtype, max_grad_norm=0, **STEP)[0]
+        )
+        found.append(torch.cat([g.flatten() for g in gradients(model).values()]))
+    assert losses[1] == pytest.approx(losses[0], abs=0.02) and losses[1] != losses[0]
+    assert torch.cosine_similarity(*found, dim=0) > 0.98
+    assert found[1].norm().item() == pytest.approx(found[0].norm().item(), rel=0.05)
+
+
 def test_order_both_averages_the_losses_of_both_orders_of_a_row(
     tiny, tokenizer, pairs_file, tmp_path, capsys
 ):
