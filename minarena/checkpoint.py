@@ -46,12 +46,15 @@ def claim(out: str, options: dict) -> None:
             raise ValueError(
                 f"--resume: no checkpoint in {out}: leave --resume away, or give the run's --out"
             )
-        begun = json.loads((folder / "train_config.json").read_text())
+        try:
+            begun = json.loads((folder / "train_config.json").read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--resume: {folder}/train_config.json is damaged: {error}") from error
         for name in sorted(record.keys() - FREE):
             if begun.get(name) != record[name]:
                 change = f"{name} was {begun.get(name)!r}, now it is {record[name]!r}"
                 raise ValueError(f"--resume: {change}: a resumed run keeps its options")
-    elif (folder / "train_config.json").exists():
+    elif (folder / "log.jsonl").exists():  # without it a start failed before its first step: nothing to lose
         remedy = "--resume goes on" if find_checkpoints(out) else "it has no checkpoint yet: delete it"
         raise ValueError(f"--out {out} holds an unfinished run: {remedy}, or give another --out")
     else:
