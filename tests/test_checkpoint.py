@@ -157,6 +157,23 @@ def test_an_unfinished_run_is_not_overwritten_and_the_remedy_is_said(words, cut_
         train.main([*words, "--out", str(cut_off), "--resume"])
 
 
+def test_a_start_that_failed_before_its_first_step_stands_in_nobodys_way(words, straight, tmp_path):
+    out = ["--out", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match="at or above layer 2"):
+        train.main([*words, *out, "--freeze-layers", "2"])
+    train.main([*words, *out])
+    assert_same_run(straight, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "train_config.json").read_text())["freeze_layers"] == 0
+
+
+def test_resuming_without_the_record_of_the_run_names_the_file(words, cut_off):
+    for text in ("{", None):
+        path = cut_off / "train_config.json"
+        path.write_text(text) if text else path.unlink()
+        with pytest.raises(ValueError, match=r"train_config\.json is damaged"):
+            train.main([*words, "--out", str(cut_off), "--resume"])
+
+
 def test_resuming_where_there_is_no_run_is_refused(words, tmp_path):
     with pytest.raises(ValueError, match="--resume: no checkpoint in"):
         train.main([*words, "--out", str(tmp_path / "none"), "--resume"])
