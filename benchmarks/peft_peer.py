@@ -41,6 +41,7 @@ def with_peft(model: nn.Module, options: argparse.Namespace, pad_id: int) -> nn.
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     model.config.pad_token_id, model.config.use_cache = pad_id, False
+    model.enable_input_require_grads()  # else re-entrant checkpointing has nothing to differentiate
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # Trainer turns it on
     torch.manual_seed(options.seed)
     model.score = make_head("mlp", model.config.hidden_size, options.head_dropout).to(model.device)
@@ -67,7 +68,9 @@ def run_trainer(model, rows, labels, batches, pad_id, options, device) -> tuple[
         )
         schedule |= dict(warmup_steps=math.ceil(steps * options.warmup_ratio), num_train_epochs=1)
         saving = dict(gradient_checkpointing=options.checkpointing == "on")
-        saving |= dict(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Re-entrant: bitsandbytes' product keeps tensors where the other kind cannot drop them, and a step
+        # of 9B with 2 x 8 rows then ran out of 80 GB.
+        saving |= dict(gradient_checkpointing_kwargs={"use_reentrant": True})
         arguments = TrainingArguments(
             output_dir=scratch,
             gradient_accumulation_steps=MICRO_BATCHES,
