@@ -250,6 +250,16 @@ def test_a_freeze_beyond_the_last_layer_is_refused(tiny, pairs_file, tmp_path):
         train.main(words.split())
 
 
+def test_the_commands_that_the_fixture_ran_stand_in_the_readme():
+    text = Path(REPOSITORY, "README.md").read_text()
+    for command in (
+        "python train.py --swap ",
+        "python train.py ",
+        "python infer.py --adapter runs/ab runs/ba ",
+    ):
+        assert re.search(rf"{command} +# ", text), command
+
+
 COMMANDS = {"train.py": TrainConfig, "infer.py": InferConfig, "quantize.py": QuantizeConfig}
 
 
