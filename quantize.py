@@ -1,61 +1,160 @@
-"""Make an 8-bit folder of a float base, once, so that later runs load half the bytes and quantize nothing.
+"""Make an 8-bit folder of a base, once, with an earlier LoRA merged into it: later runs load half the bytes.
 
     python quantize.py --model google/gemma-2-9b-it --out gemma-2-9b-it-8bit
+    python quantize.py --model google/gemma-2-9b-it --adapter lmsys-adapter --labels 2 --out gemma-lmsys-8bit
 
-AutoModelForSequenceClassification.from_pretrained of transformers loads the folder unchanged, and train.py
-takes it. What it does not do: merge an earlier LoRA, or stream (the whole int8 model is in memory).
+The base is streamed: a 9B needs less than 4 GB of memory, GPU or none. The folder is an ordinary one:
+transformers' AutoModelForSequenceClassification.from_pretrained loads it unchanged, and train.py and infer.py
+take it. quantization.json in it says what quantization did to each matrix and, for a model that fits in
+memory, to the last hidden state. The last line on stdout is one JSON object; the rest goes to stderr.
 """
 
 import json
+import math
 import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import torch
+from torch import nn
 
+from minarena.batching import collate
+from minarena.checkpoint import RECORDED, commit
 from minarena.config import QuantizeConfig, parse, run
-from minarena.model import check_folder
-from minarena.text import load_tokenizer
-from minarena.tiny import base_folder
+from minarena.convert import (
+    Source,
+    bytes_to_write,
+    convert,
+    float_rows,
+    is_projection,
+    open_source,
+    set_aside,
+)
+from minarena.int8 import Int8Linear
+from minarena.lora import PROJECTIONS, layer_number
+from minarena.model import PreferenceModel, check_folder, load_backbone
+from minarena.text import encode, load_tokenizer, pad_id
+from minarena.tiny import base_folder, demo_pairs
+
+MEMORY = 4e9  # bytes that the command may take on a CPU, the comparison of hidden states included
+TEXTS = 8  # generated pairs that the hidden states are compared on
 
 
 def main(argv: list[str] | None = None) -> dict:
     config = parse(QuantizeConfig, argv, __doc__)
-    out = Path(config.out)
-    if out.exists():
-        raise ValueError(f"--out {out} exists: give a new folder, or delete it")
-    with base_folder(config.model) as folder:
-        check_folder(folder)
-        tokenizer = load_tokenizer(folder)
-        model = load_classifier(folder, config)
-    aside = out.with_name(out.name + ".unfinished")
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    aside.rename(out)  # a folder with the final name is whole
-    size = sum(file.stat().st_size for file in out.iterdir())
-    print(
-        f"{config.model} -> {out}: {size / 1e9:.2f} GB. Next: python train.py --model {out} --data FILE",
-        file=sys.stderr,
-    )
-    result = {"out": str(out), "model": config.model, "bytes": size}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    start = time.perf_counter()
+    with base_folder(config.model) as name:
+        source = open_source(local_folder(name), config.adapter, config.labels)
+        announce(source, config)
+        with set_aside(config.out, bytes_to_write(source)) as aside:
+            errors = convert(source, aside, config.seed, device)
+            seconds = time.perf_counter() - start
+            hidden = hidden_change(aside, source, device) if fits(source, device) else None
+            record = {"model": config.model, "adapter": config.adapter, "labels": config.labels}
+            record |= {
+                "head": source.head,
+                "merged": len(source.merge.matrices),
+                "seconds": round(seconds, 1),
+            }
+            record |= {"projections": summary(errors), "last_hidden_state": hidden, "matrices": errors}
+            record |= {"versions": {name: version(name) for name in RECORDED}, "commit": commit()}
+            (aside / "quantization.json").write_text(json.dumps(record, indent=2) + "\n")
+    size = sum(file.stat().st_size for file in Path(config.out).iterdir())
+    table(record)
+    say(f"{config.model} -> {config.out}: {size / 1e9:.2f} GB, {seconds:.0f} s.")
+    say(f"Next: python train.py --model {config.out} --data FILE")
+    result = {"out": config.out, "model": config.model, "adapter": config.adapter, "bytes": size}
+    result |= {name: record[name] for name in ("head", "merged", "seconds", "last_hidden_state")}
+    result["worst"] = max(errors.values(), default=None)
     print(json.dumps(result))
     return result
 
 
-def load_classifier(folder: str, config: QuantizeConfig):
-    """The base as an 8-bit sequence classifier (threshold 6.0, transformers' default) with a new head."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
 
-    if getattr(AutoConfig.from_pretrained(folder), "quantization_config", None):
-        raise ValueError(f"--model {config.model} is quantized already")
-    torch.manual_seed(config.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        num_labels=config.labels,
-        quantization_config=BitsAndBytesConfig(load_in_8bit=True),
-        device_map={"": device},
-        use_safetensors=True,
-    )
+
+def local_folder(name: str) -> str:
+    """The folder of a base that may be a hub id: its safetensors, configuration and tokenizer are fetched."""
+    check_folder(name)
+    if Path(name).is_dir():
+        return name
+    from huggingface_hub import snapshot_download
+
+    wanted = ["model*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja"]
+    try:
+        return snapshot_download(name, allow_patterns=wanted)
+    except (ValueError, OSError) as error:  # the hub's errors are both
+        raise ValueError(f"--model {name}: {str(error).strip().splitlines()[0]}") from error
+
+
+def announce(source: Source, config: QuantizeConfig) -> None:
+    """What will happen, before it takes its time."""
+    if source.merge.matrices or source.merge.replaced:
+        trained_on = source.merge.config.get("base_model_name_or_path")
+        say(f"merging   {len(source.merge.matrices)} matrices of {config.adapter} (trained on {trained_on})")
+    if source.merge.matrices and source.is_8bit():
+        say("          onto an 8-bit base: dequantized, merged and quantized again, which costs accuracy;")
+        say("          the float base, if there is one, is the better --model")
+    heads = {"new": "a new linear one", "base": "the base's own", "adapter": "the adapter's"}
+    say(f"head      {heads[source.head]}, {config.labels} labels (train.py brings its own)")
+
+
+def fits(source: Source, device: torch.device) -> bool:
+    """Whether the model fits beside its float self: into the GPU's free memory, on a CPU into MEMORY."""
+    floats = 4 * sum(math.prod(shape) for name, shape in source.shapes.items() if is_projection(name))
+    room = torch.cuda.mem_get_info()[0] if device.type == "cuda" else MEMORY
+    return floats + bytes_to_write(source) < room
+
+
+@torch.no_grad()
+def hidden_change(folder: Path, source: Source, device: torch.device) -> dict[str, float]:
+    """Relative change |h_int8 - h| / |h| of each text's last hidden state, h by the merged float projections,
+    all else equal, computed in fp32: the median and the worst of the demo's TEXTS pairs."""
+    backbone = load_backbone(str(folder), device, torch.float32)
+    model = PreferenceModel(backbone, nn.Identity())  # no head: gives the last token's hidden state
+    tokenizer = load_tokenizer(str(folder))
+    rows = encode(tokenizer, demo_pairs(TEXTS, seed=0), max_length=512)
+    batch = collate(rows, pad_id(tokenizer), device)
+    with_int8 = model(*batch)  # (TEXTS, C)
+    for name, module in list(backbone.named_modules()):
+        if isinstance(module, Int8Linear):
+            W = torch.cat([*float_rows(source, f"model.{name}.weight", device)]).float()
+            linear = nn.utils.skip_init(nn.Linear, *W.T.shape, bias=module.bias is not None, device="meta")
+            linear.weight = nn.Parameter(W)
+            linear.bias = None if module.bias is None else nn.Parameter(module.bias.float())
+            backbone.set_submodule(name, linear)
+    exact = model(*batch)
+    change = ((with_int8 - exact).norm(dim=1) / exact.norm(dim=1)).tolist()
+    return {"texts": TEXTS, "median": median(change), "worst": max(change)}
+
+
+def summary(errors: dict[str, float]) -> dict[str, dict]:
+    """Projection -> matrices, median and worst relative error, and the layer of the worst."""
+    result = {}
+    for projection in PROJECTIONS:
+        own = {name: error for name, error in errors.items() if name.endswith(projection)}
+        if own:
+            worst = max(own, key=own.get)
+            result[projection] = {"matrices": len(own), "median": median(own.values())}
+            result[projection] |= {"worst": own[worst], "worst_layer": layer_number(worst)}
+    return result
+
+
+def table(record: dict) -> None:
+    say("\nrelative error of   matrices   median    worst")
+    for name, row in record["projections"].items():
+        cells = f"{row['matrices']:8}   {row['median']:6.2%}   {row['worst']:6.2%}"
+        say(f"  {name:15}   {cells}   (layer {row['worst_layer']})")
+    hidden = record["last_hidden_state"]
+    if hidden:
+        cells = f"{hidden['texts']:8}   {hidden['median']:6.2%}   {hidden['worst']:6.2%}"
+        say(f"  last hidden state {cells}   (texts)")
+    else:
+        say("  last hidden state: not compared, the float model does not fit beside this one")
 
 
 if __name__ == "__main__":

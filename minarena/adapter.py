@@ -96,8 +96,13 @@ def save_adapter(folder: str | Path, model: nn.Module, config: AdapterConfig, ba
     (Path(folder) / "adapter_config.json").write_text(json.dumps(peft_config, indent=2) + "\n")
 
 
-def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """The adapter's settings and its tensors by our names, on the CPU; ValueError if either is unusable."""
+def finite(tensor: Tensor) -> bool:
+    """Neither NaN nor infinity in it; unlike isfinite() this makes no copies of a large tensor."""
+    return not tensor.numel() or all(bound.isfinite().item() for bound in tensor.aminmax())
+
+
+def read_peft(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
+    """PEFT's settings as stored, and the tensors by our names, on the CPU; ValueError if either is unusable."""
     try:
         stored = json.loads((Path(folder) / "adapter_config.json").read_text())
         tensors = load_file(Path(folder) / "adapter_model.safetensors")
@@ -108,6 +113,16 @@ def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
     for key in ("r", "lora_alpha"):
         if not isinstance(stored.get(key), int | float) or stored[key] <= 0:
             raise ValueError(f"{folder}/adapter_config.json: {key} must be a number above 0")
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not finite(tensor):
+            raise ValueError(f"{folder}/adapter_model.safetensors: {name} has values that are not finite")
+    return stored, tensors
+
+
+def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    """The adapter's settings and its tensors by our names, on the CPU; ValueError if either is unusable."""
+    stored, tensors = read_peft(folder)
     for key, plain in NOT_HANDLED.items():
         if stored.get(key, plain) not in (plain, None):
             raise ValueError(f"{folder}/adapter_config.json: {key} {stored[key]!r} is not handled")
@@ -116,10 +131,6 @@ def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         raise ValueError(
             f"{folder}/adapter_config.json: target_modules {targets}: must be the seven projections"
         )
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"{folder}/adapter_model.safetensors: {name} has values that are not finite")
     r = stored["r"]
     return AdapterConfig(
         r=r,

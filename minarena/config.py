@@ -96,10 +96,13 @@ class InferConfig:
 class QuantizeConfig:
     """Options of quantize.py."""
 
-    model: str = option("tiny", "float base: folder or hub id; tiny = a generated Gemma-2", "what")
+    model: str = option(
+        "tiny", "base: folder or hub id, float (or 8-bit, to merge onto); tiny = generated", "what"
+    )
+    adapter: str | None = option(None, "an earlier LoRA adapter (ours or PEFT's) to merge into the weights")
     out: str = option("", "folder to write; it must not exist")
-    labels: int = option(2, "rows of the new bias-free head that the folder carries")
-    seed: int = option(0xFACED, "of that head's initial weights")
+    labels: int = option(2, "rows of the bias-free head: the base's own if it has as many, else a new one")
+    seed: int = option(0xFACED, "of a new head's weights")
 
 
 AT_LEAST = {"limit": 1, "n_splits": 2, "fold": 0, "max_length": 8, "batch_size": 1, "token_budget": 1}

@@ -14,6 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, in) floats -> CB (out, in) int8, SCB (out,) fp32, by bitsandbytes' kernel and from fp16, as there
+    (bitsandbytes/nn/modules.py, Int8Params._quantize); values beyond fp16's 65,504 give infinite scales."""
+    import bitsandbytes as bnb
+
+    return bnb.functional.int8_vectorwise_quant(weight.contiguous().to(torch.float16))[:2]
+
+
 def dequantize(CB: Tensor, SCB: Tensor, dtype: torch.dtype) -> Tensor:
     """(out, in) weights in `dtype`. Multiplied in fp32 and rounded once: a scale that is rounded to bf16
     first would shift each whole row by up to 0.4 %."""

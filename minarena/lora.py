@@ -3,8 +3,8 @@
     y = W x + (alpha / r) * B A dropout(x)        W frozen (out, in), A (r, in), B (out, r)
 
 The names are those of PEFT's files (`lora_A.weight`, `lora_B.weight`, `base_layer`), so saving is a prefix
-and not a mapping table. What it does not do: merge by itself (nothing here changes W), DoRA, bias terms,
-embeddings.
+and not a mapping table. What it does not do: merge by itself (nothing here changes W; `merged_weight` returns
+a new matrix), DoRA, bias terms, embeddings.
 """
 
 import math
@@ -47,6 +47,11 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)"""
         return self.base_layer(x) + self.lora_B(self.lora_A(self.dropout(x))) * self.scaling
+
+
+def merged_weight(W: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """W + scale * B A in fp32: W (out, in), A (r, in), B (out, r), of any float dtype."""
+    return torch.addmm(W.float(), B.float(), A.float(), alpha=scale)
 
 
 def layer_number(name: str) -> int:

@@ -1,0 +1,277 @@
+"""A base -> merged with an earlier adapter -> bitsandbytes' int8, as a sequence classifier's folder.
+
+Streamed: the source is mapped, and one projection at a time is merged in fp32, quantized once and written, so
+the peak of memory does not grow with the model. Names and shapes are checked against the configuration before
+the first byte is written. Weight, SCB and weight_format are the bytes that transformers and bitsandbytes
+write, and transformers loads the folder unchanged. What it does not do: quantize anything but the seven
+projections of a plain decoder (experts and pictures are refused by name), read pickled weights, or touch the
+source.
+"""
+
+import contextlib
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minarena.adapter import finite
+from minarena.int8 import dequantize, quantize
+from minarena.lora import PROJECTIONS, merged_weight
+from minarena.merge import Merge, Shapes, read_merge
+from minarena.shards import (
+    DTYPES,
+    FLOATS,
+    Layout,
+    Stored,
+    cut_into_shards,
+    open_shards,
+    write_index,
+    write_shard,
+)
+from minarena.text import load_tokenizer, pad_id
+
+SHARD_BYTES = 2_000_000_000
+CHUNK = 1 << 24  # weights that are merged and quantized at a time: 64 MB as fp32
+LARGEST = torch.finfo(torch.float16).max  # bitsandbytes quantizes from fp16
+
+
+@dataclass
+class Source:
+    """A checked base and what is to become of it. config: transformers', of the classifier to be written."""
+
+    folder: str
+    config: object
+    tensors: dict[str, Stored]  # by the classifier's names, with the scales (SCB) of an 8-bit base
+    shapes: Shapes  # of every tensor that the classifier has
+    merge: Merge
+    head: str  # whose weights the head gets: adapter, base or new
+
+    def read(self, name: str) -> Tensor:
+        replaced = self.merge.replaced.get(name)
+        return self.tensors[name].read() if replaced is None else replaced
+
+    def is_8bit(self) -> bool:
+        return any(tensor.dtype == "I8" for tensor in self.tensors.values())
+
+
+def open_source(folder: str, adapter: str | None = None, labels: int = 2) -> Source:
+    """Read the headers of the base, and the adapter, and check that all fits; ValueError names what does
+    not."""
+    config, shapes = classifier(folder, labels)
+    stored = open_shards(folder)
+    tensors = fitted(folder, stored, shapes)
+    if config.dtype is None:  # then transformers, too, takes the first floating tensor's
+        config.dtype = next(FLOATS[tensor.dtype] for tensor in stored.values() if tensor.dtype in FLOATS)
+    merge = read_merge(adapter, shapes) if adapter else Merge({}, {}, {})
+    source = Source(folder, config, tensors, shapes, merge, "new")
+    # An adapter's own head outdates the base's, whether or not it has the rows that are asked for.
+    owner = "adapter" if any(name.startswith("score.") for name in merge.replaced) else "base"
+    if "score.weight" in (merge.replaced if owner == "adapter" else tensors):
+        source.head = owner if tuple(source.read("score.weight").shape) == shapes["score.weight"] else "new"
+    return source
+
+
+def classifier(folder: str, labels: int) -> tuple[object, Shapes]:
+    """(configuration of the 8-bit sequence classifier that the base becomes, its tensors' names and shapes).
+
+    Raises ValueError where the base is quantized in another way, or is no plain decoder.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        method = config.__dict__.pop("quantization_config", None) or {}
+        config.num_labels = labels
+        with torch.device("meta"):  # names and shapes without memory
+            model = AutoModelForSequenceClassification.from_config(config)
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(f"--model {folder}: config.json: {str(error).splitlines()[0]}") from error
+    if method and not method.get("load_in_8bit"):
+        raise ValueError(f"--model {folder}: {method.get('quant_method')} weights: take the float model")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] not in (*PROJECTIONS, "score"):
+            raise ValueError(f"--model {folder}: {name} is a linear layer other than the seven projections")
+    threshold = method.get("llm_int8_threshold", 6.0)
+    config.quantization_config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold).to_dict()
+    config.architectures = [type(model).__name__]
+    return config, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def fitted(folder: str, stored: dict[str, Stored], shapes: Shapes) -> dict[str, Stored]:
+    """The tensors under the classifier's names, without an LM head; ValueError where they do not fit."""
+    tensors = {}
+    for key, tensor in stored.items():
+        name = key if key in shapes or f"model.{key}" not in shapes else f"model.{key}"  # a bare backbone's
+        if not key.startswith("lm_head.") and not key.endswith("rotary_emb.inv_freq"):
+            check(f"{folder}/{tensor.file}: tensor {key}", name, tensor, shapes)
+            tensors[name] = tensor
+    for name in shapes:
+        if name not in tensors and name != "score.weight":
+            raise ValueError(f"--model {folder}: the weights lack {name}")
+        scale = name.removesuffix("weight") + "SCB"
+        if name in tensors and tensors[name].dtype == "I8" and scale not in tensors:
+            raise ValueError(f"--model {folder}: the weights lack {scale}, the scales of {name}")
+    return tensors
+
+
+def check(where: str, name: str, tensor: Stored, shapes: Shapes) -> None:
+    """ValueError if a tensor of the base has no place in the classifier, another shape or an odd dtype."""
+    module, _, leaf = name.rpartition(".")
+    weight = shapes.get(f"{module}.weight")
+    scale = {"SCB": weight[:1], "weight_format": ()} if is_projection(f"{module}.weight") and weight else {}
+    wanted = scale.get(leaf, tensor.shape if module.startswith("score") else shapes.get(name))
+    if wanted is None:
+        raise ValueError(f"{where} has no place in a sequence classifier of this config.json")
+    if tensor.shape != wanted:
+        raise ValueError(f"{where} is {tensor.shape}: config.json needs {wanted}")
+    if leaf == "weight_format" and tensor.read().item() != 0:
+        raise ValueError(f"{where}: only 0 is read, bitsandbytes' row format")
+    known = (
+        leaf == "weight_format" or tensor.dtype in FLOATS or (tensor.dtype == "I8" and is_projection(name))
+    )
+    if not known:
+        raise ValueError(f"{where} is stored as {tensor.dtype}: neither float nor bitsandbytes' 8-bit")
+
+
+def is_projection(name: str) -> bool:
+    """`model.layers.0.self_attn.q_proj.weight` is one."""
+    return name.endswith(".weight") and name.split(".")[-2] in PROJECTIONS
+
+
+@contextlib.contextmanager
+def set_aside(out: str, size: int) -> Iterator[Path]:
+    """A new folder `out`.unfinished that becomes `out` if the block ends well, and is gone if it does not.
+
+    size: bytes that will be written. Raises ValueError where either folder exists or the disk is full.
+    """
+    final = Path(out)
+    aside = final.with_name(final.name + ".unfinished")
+    if final.exists():
+        raise ValueError(f"--out {out} exists: give a new folder, or delete it")
+    if aside.exists():
+        raise ValueError(
+            f"{aside} is of a run that was killed, or still runs: delete it, or give another --out"
+        )
+    final.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(final.parent).free
+    if free < size:
+        raise ValueError(f"--out {out}: needs {size / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free")
+    aside.mkdir()
+    try:
+        yield aside
+        aside.rename(final)
+    except OSError as error:
+        raise ValueError(f"--out {out}: {error.strerror or error}; what was written is deleted") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def layouts_of(source: Source, name: str) -> list[Layout]:
+    """What is written for one of the classifier's tensors."""
+    module, shape = name.removesuffix(".weight"), source.shapes[name]
+    if is_projection(name):
+        scale, form = Layout(f"{module}.SCB", "F32", shape[:1]), Layout(f"{module}.weight_format", "U8", ())
+        return [Layout(name, "I8", shape), scale, form]
+    new = name == "score.weight" and source.head == "new"
+    dtype = source.config.dtype if new else source.read(name).dtype
+    return [Layout(name, next(key for key in DTYPES if DTYPES[key] == dtype), shape)]
+
+
+def bytes_to_write(source: Source) -> int:
+    return sum(layout.bytes() for name in source.shapes for layout in layouts_of(source, name))
+
+
+def convert(
+    source: Source, into: Path, seed: int = 0, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """Write the 8-bit classifier and its tokenizer into the folder `into`, config.json last; returns the
+    relative error |W_int8 - W| / |W| of each projection that was quantized, W its merged float matrix.
+
+    Raises ValueError for a weight that is not finite, or too large for fp16.
+    """
+    tokenizer = load_tokenizer(source.folder)
+    tokenizer.save_pretrained(into)
+    if source.config.pad_token_id is None:  # without one, transformers' classifier takes single rows only
+        source.config.pad_token_id = pad_id(tokenizer)
+    errors: dict[str, float] = {}
+    shards = cut_into_shards((layouts_of(source, name) for name in source.shapes), SHARD_BYTES)
+    with tqdm(total=bytes_to_write(source), desc="quantize", unit="B", unit_scale=True) as bar:
+        for file, layouts in shards.items():
+            names = [layout.name for layout in layouts if layout.name in source.shapes]
+            write_shard(into / file, layouts, converted(source, names, seed, device, errors, bar))
+    write_index(into, shards)
+    source.config.save_pretrained(into)
+    return errors
+
+
+def converted(
+    source: Source, names: list[str], seed: int, device, errors: dict, bar: tqdm
+) -> Iterator[Tensor]:
+    """The tensors that `layouts_of` promises for `names`; puts each projection's error into `errors`."""
+    for name in names:
+        bar.set_postfix_str(name.removeprefix("model."), refresh=False)
+        if is_projection(name):
+            CB, SCB, error = quantized(source, name, device)
+            if error is not None:
+                errors[name.removesuffix(".weight")] = error
+            yield from (CB, SCB, torch.zeros((), dtype=torch.uint8))  # 0: stored row by row
+        else:
+            new = name == "score.weight" and source.head == "new"
+            tensor = new_head(source, seed) if new else source.read(name)
+            if not finite(tensor):
+                raise ValueError(f"{source.folder}: tensor {name} has NaN or infinity in it")
+            yield tensor
+        bar.update(sum(layout.bytes() for layout in layouts_of(source, name)))
+
+
+def new_head(source: Source, seed: int) -> Tensor:
+    """(labels, hidden), drawn as transformers draws it."""
+    drawn = torch.randn(source.shapes["score.weight"], generator=torch.Generator().manual_seed(seed))
+    return (drawn * source.config.initializer_range).to(source.config.dtype)
+
+
+def quantized(source: Source, name: str, device) -> tuple[Tensor, Tensor, float | None]:
+    """(CB, SCB, relative error) of one projection, on the CPU. An 8-bit one to which nothing is merged stays
+    as it is: error None."""
+    module = name.removesuffix(".weight")
+    if source.read(name).dtype == torch.int8 and module not in source.merge.matrices:
+        return source.read(name), source.read(f"{module}.SCB"), None
+    parts, wrong, whole = [], 0.0, 0.0
+    for W in float_rows(source, name, device):
+        CB, SCB = quantize(W)
+        parts.append((CB.cpu(), SCB.cpu()))
+        wrong += (dequantize(CB, SCB, torch.float32) - W).square().sum().item()
+        whole += W.float().square().sum().item()
+    CB, SCB = (torch.cat(part) for part in zip(*parts, strict=True))
+    return CB, SCB, math.sqrt(wrong / whole) if whole else 0.0
+
+
+def float_rows(source: Source, name: str, device) -> Iterator[Tensor]:
+    """A projection's merged float matrix (out, in), at most CHUNK weights at a time, on `device`: fp32 where
+    something was merged, else the base's dtype, from which transformers would quantize."""
+    module, weight = name.removesuffix(".weight"), source.read(name)
+    SCB = source.read(f"{module}.SCB") if weight.dtype == torch.int8 else None
+    A, B, scale = source.merge.matrices.get(module, (None, None, 0.0))
+    step = max(1, CHUNK // weight.shape[1])  # rows
+    for begin in range(0, len(weight), step):
+        rows = slice(begin, begin + step)
+        W = weight[rows].to(device)
+        if SCB is not None:
+            W = dequantize(W, SCB[rows].to(device), torch.float32)
+        if A is not None:
+            W = merged_weight(W, A.to(device), B[rows].to(device), scale)
+        elif SCB is None:
+            W = W.to(source.config.dtype)
+        low, high = W.aminmax()
+        if not (low >= -LARGEST and high <= LARGEST):  # so put, NaN is caught too: aminmax passes it on
+            beyond = low.isfinite() and high.isfinite()
+            problem = f"values above {LARGEST:,.0f}, fp16's largest" if beyond else "NaN or infinity in it"
+            raise ValueError(
+                f"{source.folder}: tensor {name} has {problem}" + " after the merge" * (A is not None)
+            )
+        yield W

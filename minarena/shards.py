@@ -1,0 +1,124 @@
+"""A checkpoint's safetensors files, read and written one tensor at a time.
+
+Reading maps the files: a tensor's pages belong to the file and cost no memory of ours. Writing needs only the
+names, dtypes and shapes beforehand: the header goes first, then each tensor to its place, so that nothing
+waits in memory for the rest of its shard, as it does in safetensors' own save_file. The format
+(https://huggingface.co/docs/safetensors) is 8 bytes with the header's length, the header as JSON, the data.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = FLOATS | {"I8": torch.int8, "U8": torch.uint8}
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass
+class Layout:
+    """A tensor to be written. dtype: safetensors' name, "BF16"."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def bytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+@dataclass
+class Stored:
+    """A tensor that lies in a mapped file."""
+
+    handle: safe_open
+    file: str
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        return self.handle.get_tensor(self.key)
+
+
+def open_shards(folder: str) -> dict[str, Stored]:
+    """Every tensor of model.safetensors, or of the files that its index names; only headers are read.
+
+    Raises ValueError that names the file that is missing, cut off or damaged, or lacks a tensor.
+    """
+    index, files, promised = Path(folder) / INDEX, ["model.safetensors"], {}
+    if index.exists():
+        try:
+            promised = json.loads(index.read_text())["weight_map"]
+            files = sorted(set(promised.values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index}: not a usable index: {error!r}") from error
+    stored = {}
+    for file in files:
+        try:
+            handle = safe_open(Path(folder) / file, "pt")
+        except (OSError, SafetensorError) as error:
+            reason = (
+                "no such file" if isinstance(error, FileNotFoundError) else f"cut off or damaged ({error})"
+            )
+            raise ValueError(f"{folder}/{file}: {reason}: fetch it again") from error
+        for key in handle.keys():  # noqa: SIM118 (a handle is no dict)
+            part = handle.get_slice(key)
+            stored[key] = Stored(handle, file, key, part.get_dtype(), tuple(part.get_shape()))
+    for key, file in promised.items():
+        if key not in stored or stored[key].file != file:
+            raise ValueError(f"{folder}/{file}: tensor {key} is missing, which {INDEX} says is there")
+    return stored
+
+
+def cut_into_shards(groups: Iterable[list[Layout]], shard_bytes: int) -> dict[str, list[Layout]]:
+    """File name -> what it holds: groups in the order given, none torn apart, each file at most `shard_bytes`
+    with its header, except that a single larger group has a file of its own."""
+    shards, size = [[]], 0
+    for group in groups:
+        more = sum(layout.bytes() + 256 for layout in group)  # 256: its line in the header, amply
+        if shards[-1] and size + more > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1] += group
+        size += more
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    return dict(zip(names if len(names) > 1 else ["model.safetensors"], shards, strict=True))
+
+
+def write_shard(path: Path, layouts: list[Layout], tensors: Iterable[Tensor]) -> None:
+    """Write one file; `tensors` come one by one, on the CPU, in the order of `layouts`."""
+    # wide dtypes first, as safetensors does: each tensor then begins at a multiple of its item size
+    order = sorted(layouts, key=lambda layout: (-DTYPES[layout.dtype].itemsize, layout.name))
+    header, begin = {"__metadata__": {"format": "pt"}}, {}
+    end = 0
+    for layout in order:
+        begin[layout.name], end = end, end + layout.bytes()
+        offsets = [begin[layout.name], end]
+        header[layout.name] = {"dtype": layout.dtype, "shape": layout.shape, "data_offsets": offsets}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for layout, tensor in zip(layouts, tensors, strict=True):
+            assert (tensor.dtype, tuple(tensor.shape)) == (DTYPES[layout.dtype], layout.shape), layout
+            file.seek(8 + len(text) + begin[layout.name])
+            file.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_index(folder: Path, shards: dict[str, list[Layout]]) -> None:
+    """The index that a checkpoint of more than one file needs."""
+    if len(shards) > 1:
+        where = {layout.name: file for file, layouts in shards.items() for layout in layouts}
+        size = sum(layout.bytes() for layouts in shards.values() for layout in layouts)
+        index = {"metadata": {"total_size": size}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

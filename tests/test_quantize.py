@@ -1,0 +1,305 @@
+"""The command quantize.py: options in, an 8-bit folder with its report out, or one line with what is wrong.
+
+quantize.main(["--model", base, "--adapter", adapter, "--labels", "2", "--out", out]) -> the JSON line
+out/quantization.json   error of every matrix, change of the last hidden state, versions
+With any fault there is no folder `out` afterwards, nothing beside it, and the source is as it was.
+"""
+
+import errno
+import hashlib
+import json
+import resource
+import shutil
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from bases import random_base, write_base
+from helpers import write_pairs
+from safetensors.torch import load_file, save_file
+from test_merge import write_adapter
+
+import infer
+import minarena.convert
+import quantize
+import train
+from minarena.convert import set_aside
+from minarena.text import TEMPLATE
+from minarena.tiny import demo_pairs
+
+
+def quantized(base: str, out, *more: str) -> dict:
+    return quantize.main(["--model", base, "--out", str(out), *more])
+
+
+def hashes(folder) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in Path(folder).iterdir()}
+
+
+def refused(base, out, *more: str) -> str:
+    """The one line with which the command ends; checks what must hold after every fault."""
+    before, around = hashes(base), set(Path(out).parent.iterdir())
+    with pytest.raises(ValueError) as error:
+        quantized(str(base), out, *more)
+    assert hashes(base) == before
+    assert set(Path(out).parent.iterdir()) == around
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def rewritten(base: str, change, file: str = "model.safetensors") -> str:
+    tensors = {name: tensor.clone() for name, tensor in load_file(Path(base) / file).items()}
+    change(tensors)
+    save_file(tensors, Path(base) / file, metadata={"format": "pt"})
+    return base
+
+
+@pytest.mark.parametrize("family, dtype", [("gemma2", torch.bfloat16), ("qwen2", torch.float32)])
+def test_training_on_the_folder_is_training_on_the_base_quantized_at_load(family, dtype, tmp_path):
+    base = write_base(family, tmp_path / "base", dtype)
+    data = write_pairs(tmp_path / "data.parquet", demo_pairs(40, seed=5))
+    quantized(base, tmp_path / "out")
+    losses = {}
+    for name in ("base", "out"):
+        options = ["--model", str(tmp_path / name), "--data", data, "--out", str(tmp_path / f"run-{name}")]
+        train.main([*options, "--batch-size", "8", "--n-splits", "5", "--lr", "0.01", "--lora-r", "4"])
+        log = (tmp_path / f"run-{name}" / "log.jsonl").read_text().splitlines()
+        losses[name] = [event["loss"] for event in map(json.loads, log) if event["event"] == "step"]
+    assert len(losses["out"]) == 4
+    assert losses["out"] == losses["base"]  # to the last bit
+    options = ["--data", data, "--out", str(tmp_path / "submission.csv")]
+    result = infer.main(["--adapter", str(tmp_path / "run-out"), *options])
+    assert result["rows"] == 40
+
+
+def test_the_report_says_what_quantization_did(tmp_path, capsys):
+    base = write_base("gemma2", tmp_path / "base", labels=2)
+    write_adapter(random_base("gemma2", labels=2), tmp_path / "adapter")
+    result = quantized(base, tmp_path / "out", "--adapter", str(tmp_path / "adapter"))
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[-1]) == result
+    record = json.loads((tmp_path / "out" / "quantization.json").read_text())
+    assert record["merged"] == len(record["matrices"]) == 14
+    assert record["head"] == "adapter"
+    for projection, row in record["projections"].items():
+        errors = [error for name, error in record["matrices"].items() if name.endswith(projection)]
+        assert row["matrices"] == 2
+        assert row["worst"] == max(errors)
+        assert row["median"] == pytest.approx(sum(errors) / 2)
+        assert f"{projection}  " in captured.err
+    assert result["worst"] == max(record["matrices"].values())
+    assert "last hidden state" in captured.err
+
+
+def test_the_change_of_the_last_hidden_state_is_that_against_the_merged_float_model(tmp_path):
+    """The other way round: transformers' float model, merged by PEFT, against transformers' 8-bit weights."""
+    base = write_base("llama", tmp_path / "base", labels=2)
+    model = write_adapter(random_base("llama", labels=2), tmp_path / "adapter")
+    result = quantized(base, tmp_path / "out", "--adapter", str(tmp_path / "adapter"))
+    backbone = model.merge_and_unload().model.eval()
+    tokenizer = quantize.load_tokenizer(str(tmp_path / "out"))
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    states = []
+    for int8 in (False, True):
+        if int8:
+            for name, p in backbone.named_parameters():
+                scale = stored.get(f"model.{name}".removesuffix("weight") + "SCB")
+                if scale is not None:
+                    p.data = stored[f"model.{name}"] * (scale / 127)[:, None]
+        with torch.no_grad():
+            rows = []
+            for _, pair in demo_pairs(result["last_hidden_state"]["texts"], seed=0).iterrows():
+                text = TEMPLATE.format(pair["prompt"], pair["response_a"], pair["response_b"])
+                ids = [2, *tokenizer(text, add_special_tokens=False)["input_ids"], 1]
+                rows.append(backbone(torch.tensor([ids])).last_hidden_state[0, -1])
+            states.append(torch.stack(rows))
+    change = (states[1] - states[0]).norm(dim=1) / states[0].norm(dim=1)
+    assert result["last_hidden_state"]["worst"] == pytest.approx(change.max().item(), rel=1e-2)
+    assert 0.001 < result["last_hidden_state"]["median"] < 0.2
+
+
+def test_a_model_that_does_not_fit_is_not_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quantize, "MEMORY", 1e4)
+    assert quantized(write_base("llama", tmp_path / "base"), tmp_path / "out")["last_hidden_state"] is None
+    assert "not compared" in capsys.readouterr().err
+
+
+def test_merging_onto_8bit_says_that_it_costs_accuracy(tmp_path, capsys):
+    quantized(write_base("llama", tmp_path / "base", labels=2), tmp_path / "out8")
+    assert "costs accuracy" not in capsys.readouterr().err
+    write_adapter(random_base("llama", labels=2), tmp_path / "adapter")
+    quantized(str(tmp_path / "out8"), tmp_path / "out", "--adapter", str(tmp_path / "adapter"))
+    assert "costs accuracy" in capsys.readouterr().err
+
+
+def test_a_hub_id_is_taken_from_the_cache(tmp_path, monkeypatch):
+    snapshot = tmp_path / "hub" / "models--some--base" / "snapshots" / "abc"
+    write_base("llama", snapshot)
+    refs = tmp_path / "hub" / "models--some--base" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert quantized("some/base", tmp_path / "out")["model"] == "some/base"
+    with pytest.raises(ValueError, match="--model some/other: "):
+        quantized("some/other", tmp_path / "out2")
+
+
+def test_an_existing_output_is_refused_and_left_alone(tmp_path):
+    base = write_base("llama", tmp_path / "base")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    assert "out exists" in refused(base, tmp_path / "out")
+    assert (tmp_path / "out" / "precious").read_text() == "x"
+    (tmp_path / "new.unfinished").mkdir()
+    assert "new.unfinished is of a run that was killed" in refused(base, tmp_path / "new")
+
+
+def test_a_disk_too_small_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
+    base = write_base("llama", tmp_path / "base")
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    monkeypatch.setattr(minarena.convert, "write_shard", None)  # would be called otherwise
+    assert "GB of disk" in refused(base, tmp_path / "out")
+
+
+@pytest.mark.parametrize("allowed", [20_000, 60_000])
+def test_a_write_that_fails_leaves_nothing(allowed, tmp_path):
+    """A limit on the size of files makes the kernel refuse a write in the middle of a shard."""
+    base = write_base("llama", tmp_path / "base")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (allowed, hard))
+        message = refused(base, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert message == f"--out {tmp_path}/out: File too large; what was written is deleted"
+
+
+def test_an_interrupt_leaves_nothing_and_what_is_unfinished_does_not_look_finished(tmp_path, monkeypatch):
+    base = write_base("llama", tmp_path / "base")
+    around = set(tmp_path.iterdir())
+    seen = []
+
+    def interrupted(W):
+        seen.extend(file.name for file in (tmp_path / "out.unfinished").iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(minarena.convert, "quantize", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantized(base, tmp_path / "out")
+    assert "model.safetensors" in seen
+    assert "config.json" not in seen
+    assert set(tmp_path.iterdir()) == around
+
+
+def test_the_name_is_taken_last_and_a_full_disk_is_one_line(tmp_path):
+    with set_aside(str(tmp_path / "out"), 10) as aside:
+        (aside / "file").write_text("x")
+        assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out" / "file").read_text() == "x"
+    full = pytest.raises(ValueError, match="No space left on device; what was written is deleted")
+    with full, set_aside(str(tmp_path / "other"), 10):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_shard_that_is_cut_off_or_damaged_is_named(tmp_path):
+    random_base("llama").save_pretrained(tmp_path / "base", max_shard_size="60KB")
+    quantize.load_tokenizer(write_base("llama", tmp_path / "whole")).save_pretrained(tmp_path / "base")
+    shard = sorted((tmp_path / "base").glob("*.safetensors"))[1]
+    whole = shard.read_bytes()
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 2
+    for damaged in (whole[:-1], whole[:100], b"", b"\xff" * 8 + whole[8:], whole[:8] + b"x" + whole[9:]):
+        shard.write_bytes(damaged)
+        message = refused(tmp_path / "base", tmp_path / "out")
+        assert f"{shard.name}: cut off or damaged" in message
+    shard.unlink()
+    assert f"{shard.name}: no such file" in refused(tmp_path / "base", tmp_path / "out")
+
+
+def test_an_index_that_promises_what_is_not_there_is_named(tmp_path):
+    random_base("llama").save_pretrained(tmp_path / "base", max_shard_size="60KB")
+    quantize.load_tokenizer(write_base("llama", tmp_path / "whole")).save_pretrained(tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    file = index["weight_map"]["model.norm.weight"]
+    path.write_text(json.dumps(index | {"weight_map": index["weight_map"] | {"model.extra": file}}))
+    assert f"{file}: tensor model.extra is missing" in refused(tmp_path / "base", tmp_path / "out")
+    path.write_text("[]")
+    assert "not a usable index" in refused(tmp_path / "base", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "value, problem", [("nan", "NaN or infinity"), ("-inf", "NaN or infinity"), ("7e4", "65,504")]
+)
+@pytest.mark.parametrize(
+    "name", ["layers.1.mlp.up_proj.weight", "layers.0.self_attn.q_proj.bias", "norm.weight"]
+)
+def test_a_weight_that_is_no_number_is_named(name, value, problem, tmp_path):
+    base = write_base("qwen2", tmp_path / "base")
+
+    def change(tensors):
+        tensors[f"model.{name}"].view(-1)[7] = float(value)
+
+    rewritten(base, change)
+    if value == "7e4" and not name.endswith("proj.weight"):  # large, but stored as it is
+        assert quantized(base, tmp_path / "out")["bytes"] > 0
+        return
+    message = refused(base, tmp_path / "out")
+    assert f"tensor model.{name} has " in message
+    assert problem in message
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (
+            lambda t: t.update({"model.norm.weight": torch.ones(57)}),
+            r"model.norm.weight is (57,): config.json needs (56,)",
+        ),
+        (
+            lambda t: t.update({"model.layers.1.mlp.up_proj.weight": torch.ones(56, 100)}),
+            "model.layers.1.mlp.up_proj.weight is (56, 100): config.json needs (100, 56)",
+        ),
+        (
+            lambda t: t.pop("model.layers.1.mlp.up_proj.weight"),
+            "the weights lack model.layers.1.mlp.up_proj.weight",
+        ),
+        (lambda t: t.update({"model.extra.weight": torch.ones(3)}), "model.extra.weight has no place"),
+        (
+            lambda t: t.update({"model.layers.1.mlp.up_proj.weight": torch.ones(100, 56, dtype=torch.int64)}),
+            "is stored as I64",
+        ),
+        (
+            lambda t: t.update({"model.layers.1.mlp.up_proj.weight": torch.ones(100, 56, dtype=torch.int8)}),
+            "lack model.layers.1.mlp.up_proj.SCB",
+        ),
+        (lambda t: t.update({"model.norm.weight": torch.ones(56, dtype=torch.int8)}), "is stored as I8"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_the_configuration_is_named(change, named, tmp_path):
+    message = refused(rewritten(write_base("llama", tmp_path / "base"), change), tmp_path / "out")
+    assert named in message
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq weights: take the float model"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "bitsandbytes weights",
+        ),
+        ({"model_type": "no-such-model"}, "config.json"),
+        ({"model_type": "clip"}, "config.json"),
+        ({"model_type": "phi3"}, "qkv_proj is a linear layer other than the seven projections"),
+        ({"num_hidden_layers": 3}, "the weights lack model.layers.2."),
+    ],
+)
+def test_a_base_that_is_no_plain_float_decoder_is_refused(changes, named, tmp_path):
+    base = Path(write_base("llama", tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | changes))
+    assert named in refused(base, tmp_path / "out")
