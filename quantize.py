@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> dict:
     start = time.perf_counter()
     with base_folder(config.model) as name:
         source = open_source(local_folder(name), config.adapter, config.labels)
+        if source.is_8bit() and not config.adapter and source.head == "base":
+            raise ValueError(f"--model {config.model} is quantized already: nothing to do without --adapter")
         announce(source, config)
         with set_aside(config.out, bytes_to_write(source)) as aside:
             errors = convert(source, aside, config.seed, device)

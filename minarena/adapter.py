@@ -102,7 +102,7 @@ def finite(tensor: Tensor) -> bool:
 
 
 def read_peft(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
-    """PEFT's settings as stored, and the tensors by our names, on the CPU; ValueError if either is unusable."""
+    """PEFT's settings as stored, the tensors by our names, on the CPU; ValueError if either is unusable."""
     try:
         stored = json.loads((Path(folder) / "adapter_config.json").read_text())
         tensors = load_file(Path(folder) / "adapter_model.safetensors")

@@ -71,6 +71,7 @@ INFER = {
 QUANTIZE = {
     "model": ("tiny", "--out q --model base", "base"),
     "out": ("q", "--out folder", "folder"),
+    "adapter": (None, "--out q --adapter earlier", "earlier"),
     "labels": (2, "--out q --labels 3", 3),
     "seed": (0xFACED, "--out q --seed 7", 7),
 }
