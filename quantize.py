@@ -96,8 +96,8 @@ def local_folder(name: str) -> str:
 def announce(source: Source, config: QuantizeConfig) -> None:
     """What will happen, before it takes its time."""
     if source.merge.matrices or source.merge.replaced:
-        trained_on = source.merge.config.get("base_model_name_or_path")
-        say(f"merging   {len(source.merge.matrices)} matrices of {config.adapter} (trained on {trained_on})")
+        trained_on = source.merge.config.get("base_model_name_or_path") or "an unnamed base"
+        say(f"merging   {len(source.merge.matrices)} matrices of {config.adapter}, trained on {trained_on}")
     if source.merge.matrices and source.is_8bit():
         say("          onto an 8-bit base: dequantized, merged and quantized again, which costs accuracy;")
         say("          the float base, if there is one, is the better --model")
