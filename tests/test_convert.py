@@ -46,13 +46,13 @@ def tensors_of(folder) -> dict[str, torch.Tensor]:
     return {k: v for file in sorted(Path(folder).glob("*.safetensors")) for k, v in load_file(file).items()}
 
 
-def by_transformers(folder: str, into, labels: int) -> str:
+def by_transformers(folder: str, into, labels: int, device: str = "cpu") -> str:
     """The same base, quantized and saved by transformers and bitsandbytes."""
     model = AutoModelForSequenceClassification.from_pretrained(
         folder,
         num_labels=labels,
         quantization_config=BitsAndBytesConfig(load_in_8bit=True),
-        device_map={"": "cpu"},
+        device_map={"": device},
     )
     model.save_pretrained(into)
     return str(into)
@@ -88,15 +88,31 @@ def test_the_bytes_are_those_that_transformers_writes(family, dtype, tmp_path, m
     assert ours["score.weight"].dtype == theirs["score.weight"].dtype
 
 
-def test_weights_stored_wider_than_the_configuration_says_are_rounded_first_as_transformers_does(tmp_path):
-    base = Path(write_base("gemma2", tmp_path / "base"))
-    config = json.loads((base / "config.json").read_text()) | {"dtype": "bfloat16"}
+@pytest.mark.gpu
+def test_the_bytes_of_a_gpu_are_those_that_transformers_writes_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(minarena.convert, "CHUNK", 1300)
+    base = write_base("gemma2", tmp_path / "base", torch.bfloat16)
+    (tmp_path / "ours").mkdir()
+    convert(open_source(base), tmp_path / "ours", device="cuda")
+    ours = tensors_of(tmp_path / "ours")
+    theirs = tensors_of(by_transformers(base, tmp_path / "theirs", labels=2, device="cuda"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() - {"score.weight"})
+
+
+@pytest.mark.parametrize("stored, said", [(torch.float32, "bfloat16"), (torch.float16, None)])
+def test_the_configurations_dtype_comes_first_as_in_transformers(stored, said, tmp_path):
+    """Weights that are stored wider than it says are rounded before they are quantized."""
+    base = Path(write_base("gemma2", tmp_path / "base", stored))
+    config = json.loads((base / "config.json").read_text()) | {"dtype": said}
     (base / "config.json").write_text(json.dumps(config))
     ours = tensors_of(converted(str(base), tmp_path / "ours"))
     theirs = tensors_of(by_transformers(str(base), tmp_path / "theirs", labels=2))
     for name in theirs:
         if name.endswith((".SCB", "proj.weight")):
             assert torch.equal(ours[name], theirs[name]), name
+    configs = [json.loads((tmp_path / side / "config.json").read_text()) for side in ("ours", "theirs")]
+    assert configs[0]["dtype"] == configs[1]["dtype"] == (said or "float16")
 
 
 @pytest.mark.parametrize("labels", [1, 2, 3])

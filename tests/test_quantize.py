@@ -284,6 +284,21 @@ def test_a_tensor_that_does_not_fit_the_configuration_is_named(change, named, tm
     assert named in message
 
 
+def test_an_8bit_base_with_a_damaged_scale_or_another_format_is_named(tmp_path):
+    quantized(write_base("llama", tmp_path / "base", labels=2), tmp_path / "out8")
+    module = "model.layers.1.mlp.up_proj"
+    good = load_file(tmp_path / "out8" / "model.safetensors")
+    changes = {
+        f"{module}.SCB has NaN": {f"{module}.SCB": torch.full((100,), float("nan"))},
+        f"{module}.weight_format is not 0": {f"{module}.weight_format": torch.ones((), dtype=torch.uint8)},
+        f"{module}.SCB is stored as F16": {f"{module}.SCB": torch.ones(100, dtype=torch.float16)},
+        f"{module}.SCB is (56,)": {f"{module}.SCB": torch.ones(56)},
+    }
+    for named, change in changes.items():
+        save_file(good | change, tmp_path / "out8" / "model.safetensors", metadata={"format": "pt"})
+        assert named in refused(tmp_path / "out8", tmp_path / "out", "--labels", "3")
+
+
 @pytest.mark.parametrize(
     "changes, named",
     [
