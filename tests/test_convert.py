@@ -216,6 +216,12 @@ def test_shards_in_and_out_have_an_index_and_change_nothing(tmp_path, monkeypatc
     assert set(index["weight_map"].values()) == files.keys()
     assert index["weight_map"].keys() == many.keys()
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in many.values()) == bytes_to_write(source)
+    for path in (tmp_path / "many").glob("*.safetensors"):  # aligned, as safetensors writes them
+        data = path.read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        for name, entry in header.items():
+            if name != "__metadata__":
+                assert entry["data_offsets"][0] % many[name].element_size() == 0
     for name, size in files.items():  # the limit holds but for a single tensor that is larger
         with safe_open(tmp_path / "many" / name, "pt") as file:
             assert size <= 30_000 or list(file.keys()) == ["model.embed_tokens.weight"]
