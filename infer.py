@@ -2,93 +2,130 @@
 
     python infer.py --adapter runs/ab runs/ba                        the demo's held-out pairs, with accuracy
     python infer.py --adapter runs/ab runs/ba --data test.parquet    submission.csv: id, winner
+    python infer.py --adapter runs/ab --tta all --data more.parquet --pseudo pseudo.parquet    soft labels
 
-Each adapter sees the rows in the order it was trained in. The last line on stdout is one JSON object.
+Each adapter sees the rows in the order it was trained in. A long file is done in parts: stopped, the same
+command goes on. The last line on stdout is one JSON object.
 """
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from minarena.config import InferConfig, parse, run
-from minarena.data import read_pairs
+from minarena.data import file_record
+from minarena.files import read_pairs
 from minarena.metrics import scores
 from minarena.model import PreferenceModel, default_dtype, load_backbone, residual_dtype
+from minarena.parts import PART, open_parts, write_whole
 from minarena.predict import TrainedAdapter, find_adapter, passes, predict_pairs
+from minarena.pseudo import check, distilled, unlabelled, write_labels
 from minarena.text import load_tokenizer, repaired
 from minarena.tiny import base_folder, demo_pairs
 
 
 def main(argv: list[str] | None = None) -> dict:
     config = parse(InferConfig, argv, __doc__)
+    if config.pseudo or config.distill or config.exclude or config.pseudo_threshold is not None:
+        check(config)
+    out = config.pseudo or config.out
+    for path in filter(None, [out, config.probs]):
+        writable(path)
+    if config.distill:
+        table, p_a = distilled(config)
+        result, parts = {"runs": config.distill, "seconds": 0.0}, None
+    else:
+        table, p_a, result, parts = predict(config, out)
+    result = {"out": out, "probs": config.probs, "rows": len(table), **result}
+
+    p = p_a.loc[table["id"]].to_numpy()  # by id, in input order
+    if config.pseudo:
+        result["labels"] = write_labels(out, table, p_a, config.pseudo_threshold)
+    else:
+        winner = ["model_a" if x > 0.5 else "model_b" for x in p]
+        write_whole(pd.DataFrame({"id": table["id"], "winner": winner}), out)
+    if config.probs:
+        probs = pd.DataFrame({"id": table["id"], "winner_model_a": p, "winner_model_b": 1 - p})
+        write_whole(probs, config.probs)
+    if parts:
+        shutil.rmtree(parts)
+    if table["label"].notna().all():
+        result |= scores(table["label"].to_numpy(), p)
+        for name in ("accuracy", "log_loss"):
+            if result[name] is not None:
+                say(f"{name:9} {result[name]:.4f} ± {result[name + '_se'] or float('nan'):.4f}")
+    how = ", ".join(result.get("passes", ["held-out probabilities of the runs"]))
+    say(f"{len(table):,} rows, {how}; {result['seconds']:.1f} s -> {out}")
+    print(json.dumps(result))
+    return result
+
+
+def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dict, Path | None]:
+    """(rows, P(response_a wins) by id, what was done, folder of the parts if there are several)"""
     adapters = [find_adapter(argument) for argument in config.adapter]
     for adapter in adapters:
         if not adapter.record:
-            say(
-                f"{adapter.folder}: no train_config.json, taken as order {adapter.order} (DIR:ba = otherwise)"
-            )
+            unknown = f"{adapter.folder}: no train_config.json, taken as order {adapter.order}"
+            say(f"{unknown} (DIR:ba = otherwise)")
     base = config.model or recorded(adapters, "model")
-    for path in filter(None, [config.out, config.probs]):
-        writable(path)
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    names = {
-        "bf16": torch.bfloat16,
-        "fp16": torch.float16,
-        "fp32": torch.float32,
-        None: default_dtype(device, training=False),
+    how = {
+        "max_length": config.max_length or recorded(adapters, "max_length", 2200),
+        "truncation": config.truncation or recorded(adapters, "truncation", "left"),
     }
-    dtype = names[config.dtype]
-    table = repaired(load_rows(config, base))
+    matmul = config.matmul or recorded(adapters, "matmul", "dequant")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    dtype = names.get(config.dtype, default_dtype(device, training=False))
+
+    table = unlabelled(config) if config.pseudo else load_rows(config, base)
+    parts = None
+    if len(table) > PART:
+        made_by = [[adapter.order, weights_record(adapter)] for adapter in adapters]
+        data = [file_record(path)["sha256"] for path in config.data]
+        numerics = {"model": base, "dtype": str(dtype), "matmul": matmul}
+        parts = open_parts(f"{out}.parts", {"adapter": made_by, "data": data, **how, **numerics})
     with base_folder(base) as folder:
         tokenizer = load_tokenizer(folder)
-        matmul = config.matmul or recorded(adapters, "matmul", "dequant")
         backbone = load_backbone(folder, device, dtype, matmul=matmul)
     model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
-
+    texts = repaired(table)
     start = time.perf_counter()
     p_a = predict_pairs(
         model,
         tokenizer,
-        table,
+        texts,
         adapters,
         tta=config.tta,
+        fraction=config.tta_fraction,
         weights=config.weights,
-        max_length=config.max_length or recorded(adapters, "max_length", 2200),
         token_budget=16384 if config.token_budget == "auto" else config.token_budget,
         dtype=dtype,
+        folder=parts,
+        **how,
     )
-    seconds = time.perf_counter() - start
-    p = p_a.loc[table["id"]].to_numpy()  # by id, in input order
-    write(
-        pd.DataFrame({"id": table["id"], "winner": ["model_a" if x > 0.5 else "model_b" for x in p]}),
-        config.out,
-    )
-    if config.probs:
-        write(pd.DataFrame({"id": table["id"], "winner_model_a": p, "winner_model_b": 1 - p}), config.probs)
+    result = {"adapters": config.adapter, "passes": done(adapters, config)}
+    return table, p_a, {**result, "seconds": round(time.perf_counter() - start, 2)}, parts
 
-    result = {
-        "out": config.out,
-        "probs": config.probs,
-        "rows": len(table),
-        "adapters": config.adapter,
-        "seconds": round(seconds, 2),
-    }
-    result["passes"] = [
-        f"{adapters[i].folder} {order}" for i, order, _ in passes(adapters, config.tta, config.weights)
+
+def done(adapters: list[TrainedAdapter], config: InferConfig) -> list[str]:
+    """The passes that were made, in words."""
+    plan = {(i, order) for i, order, _ in passes(adapters, config.tta, None)}
+    every = [
+        (i, order)
+        for i, order, _ in passes(adapters, "all" if config.tta == "uncertain" else config.tta, None)
     ]
-    labelled = table["label"].notna().to_numpy()
-    if labelled.all():
-        result |= scores(table["label"].to_numpy(), p)
-        for name in ("accuracy", "log_loss"):
-            say(f"{name:9} {result[name]:.4f} ± {result[name + '_se'] or float('nan'):.4f}")
-    say(f"{len(table):,} rows, passes: {', '.join(result['passes'])}; {seconds:.1f} s -> {config.out}")
-    print(json.dumps(result))
-    return result
+    share = f" ({config.tta_fraction:.0%} of the rows)"
+    return [f"{adapters[i].folder} {order}" + share * ((i, order) not in plan) for i, order in every]
+
+
+def weights_record(adapter: TrainedAdapter) -> str:
+    return file_record(f"{adapter.folder}/adapter_model.safetensors")["sha256"]
 
 
 def say(line: str) -> None:
@@ -117,16 +154,12 @@ def writable(path: str) -> None:
 
 def load_rows(config: InferConfig, base: str) -> pd.DataFrame:
     if config.data:
-        return read_pairs(config.data, config.limit)
+        return read_pairs(config.data, config.limit, bar=tqdm)
     if base != "tiny":
         raise ValueError("--data FILE is needed: only the demo has rows of its own")
     say("The demo's held-out pairs: about topics that the training pairs never mention.")
     table = demo_pairs(600, seed=0xFACED, held_out=True)
     return table.head(config.limit or len(table))
-
-
-def write(table: pd.DataFrame, path: str) -> None:
-    table.to_csv(path, index=False) if path.endswith(".csv") else table.to_parquet(path, index=False)
 
 
 if __name__ == "__main__":

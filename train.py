@@ -23,7 +23,7 @@ from minarena.adapter import AdapterConfig, attach_adapter_, load_adapter_, read
 from minarena.batching import rows_of_step, steps_per_epoch
 from minarena.checkpoint import claim, open_log, restore_, save_checkpoint
 from minarena.config import TrainConfig, parse, run
-from minarena.data import file_record, read_pairs, split, swapped
+from minarena.data import file_record, row_weights, split, swapped
 from minarena.metrics import scores
 from minarena.model import PreferenceModel, checkpoint_layers_, default_dtype, load_backbone, residual_dtype
 from minarena.step import (
@@ -52,12 +52,15 @@ def main(argv: list[str] | None = None) -> dict:
     optimizer = make_optimizer(model, config.weight_decay)
     # Row i of the table is rows[i]; with --order both its mirror image is rows[n + i].
     shown = {"ab": [pairs], "ba": [swapped(pairs)], "both": [pairs, swapped(pairs)]}[config.order]
-    rows = [row for table in shown for row in encode(tokenizer, table, config.max_length)]
+    rows = [row for table in shown for row in encode(tokenizer, table, config.max_length, config.truncation)]
     labels = np.concatenate([table["label"].to_numpy() for table in shown])
-    eval_rows = [encode(tokenizer, table, config.max_length) for table in (held_out, swapped(held_out))]
+    weights = np.concatenate([row_weights(table, config.pseudo_weight) for table in shown])
+    eval_shown = (held_out, swapped(held_out))
+    eval_rows = [encode(tokenizer, table, config.max_length, config.truncation) for table in eval_shown]
     budget = {"auto": 8192 if device.type == "cuda" else 4096}.get(config.token_budget, config.token_budget)
     computing = {"pad_id": pad_id(tokenizer), "dtype": dtype, "token_budget": budget}
 
+    pairs, shown = pairs[["id"]], None  # texts are no longer needed, and of 600,000 rows they are gigabytes
     n, steps = len(pairs), config.epochs * steps_per_epoch(len(pairs), config.batch_size)
     done = restore_(config.out, model, optimizer) if config.resume else 0
     recomputed = checkpoint_layers_(model.model, budget, longest=max(map(len, rows)))
@@ -84,6 +87,7 @@ def main(argv: list[str] | None = None) -> dict:
                 lr=lr,
                 max_grad_norm=config.max_grad_norm,
                 label_smoothing=config.label_smoothing,
+                row_weights=weights[chosen],
                 **computing,
             )
         except FloatingPointError as error:
@@ -141,9 +145,13 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not config.data:  # 2,400 rows are 150 steps
         pairs, held_out = demo_pairs(2400, config.seed), demo_pairs(600, config.seed, held_out=True)
         return pairs.head(config.limit or len(pairs)), held_out
-    pairs = read_pairs(config.data, config.limit)
+    from minarena.files import read_pairs  # the demo reads no file
+
+    pairs = read_pairs(config.data, config.limit, config.ties, tqdm)
+    if config.pseudo_weight != 1 and "pseudo" not in pairs:
+        raise ValueError(f"--pseudo-weight {config.pseudo_weight}: no file of --data has pseudo-labels")
     if config.eval_data:
-        held_out = read_pairs([config.eval_data])
+        held_out = read_pairs([config.eval_data], bar=tqdm)  # all its rows: what is measured stays the same
         shared = sorted(set(pairs["id"]) & set(held_out["id"]))
         if shared:
             raise ValueError(f"--eval-data {config.eval_data}: id {shared[0]!r} is in --data, too")
@@ -151,7 +159,8 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
         pairs, held_out = split(pairs, config.n_splits, config.fold)
     for table, name in ((pairs, "--data"), (held_out, "the held-out part")):
         if not len(table):
-            raise ValueError(f"{name} has no rows: see --n-splits, --fold and --limit, or give --eval-data")
+            remedy = "see --n-splits, --fold and --limit, or --ties, or give --eval-data"
+            raise ValueError(f"{name} has no rows: {remedy}")
         unknown = table["id"][table["label"].isna()]
         if len(unknown):
             raise ValueError(f"{name}: no winner for id {unknown.iloc[0]!r}: training needs a column winner")
@@ -187,12 +196,15 @@ def describe(
     name = (
         torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )
-    longest, cut = max(map(len, rows)), sum(len(row) == config.max_length for row in rows)
+    longest, most = max(map(len, rows)), sum(len(row) == config.max_length for row in rows)
+    cut = f"{most:,} rows have --max-length {config.max_length} tokens: may have lost their start"
+    if config.truncation == "middle":
+        cut = f"the middle of each part of a row that is over --max-length {config.max_length} tokens"
     say(
         f"model     {config.model}, {config.dtype} on {name}",
         f"trained   {sum(p.numel() for p in trainable(model)):,} parameters",
         f"rows      {n:,} in order {config.order}: {real_tokens(rows):,} tokens, longest row {longest:,}",
-        f"cut       {cut:,} rows have --max-length {config.max_length} tokens, so may have lost their start",
+        f"cut       {cut}",
         f"held out  {len(held_out):,} rows, evaluated in both orders",
         f"steps     {steps:,} of {config.batch_size} rows in micro-batches of at most {budget:,} tokens",
         f"output    {config.out}",

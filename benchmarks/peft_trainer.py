@@ -30,7 +30,8 @@ from benchmarks.peft_peer import (
 )
 from minarena.batching import rows_of_step, steps_per_epoch
 from minarena.config import run
-from minarena.data import read_pairs, swapped
+from minarena.data import swapped
+from minarena.files import read_pairs
 from minarena.metrics import scores
 from minarena.step import real_tokens
 

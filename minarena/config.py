@@ -28,16 +28,21 @@ class TrainConfig:
     """Everything that decides the result of a training run; written whole to train_config.json."""
 
     model: str = option("tiny", "base: folder or hub id, float or 8-bit; tiny = a generated Gemma-2", "what")
-    data: list[str] = option([], "training files (.parquet, .csv, .jsonl); none: generated demo pairs")
+    data: list[str] = option([], "training files of any known layout; none: generated demo pairs")
     eval_data: str | None = option(None, "file of held-out rows; none: part --fold of --n-splits")
     out: str | None = option(None, "folder of this run (default: runs/ and the order)")
     order: Literal["ab", "ba", "both"] = option("ab", "how a row is shown; both = twice in the same step")
     swap: bool = option(False, "the mirrored twin: the same as --order ba")
+    ties: Literal["drop", "half"] = option("drop", "rows of ties: left out, or labelled one half")
+    pseudo_weight: float = option(1.0, "weight in the loss of rows labelled with a pair of probabilities")
     limit: int | None = option(None, "use the first N rows only")
     n_splits: int = option(1000, "held out: rows whose index modulo N equals --fold (48,439 rows: 49)")
     fold: int = option(0, "which of the --n-splits parts is held out")
 
-    max_length: int = option(2200, "tokens a row, BOS and EOS included; a longer row loses its start", "rows")
+    max_length: int = option(2200, "tokens a row, BOS and EOS included", "rows")
+    truncation: Literal["left", "middle"] = option(
+        "left", "a longer row loses its start, or each part its middle"
+    )
     batch_size: int = option(16, "rows an optimiser step (the seed's 8 on the device x 2 accumulated)")
     # Other micro-batches draw other dropout masks; with dropout off the result is the same up to rounding.
     token_budget: int | Literal["auto"] = option(
@@ -79,14 +84,22 @@ class InferConfig:
     adapter: list[str] = option([], "adapter folders; DIR:ab or DIR:ba overrides its trained order", "what")
     data: list[str] = option([], "files to predict; none, with the tiny base: the held-out demo pairs")
     model: str | None = option(None, "base: folder or hub id (default: the adapters' own)")
-    tta: Literal["none", "all"] = option("none", "all = every adapter on both orders, averaged")
+    tta: Literal["none", "uncertain", "all"] = option("none", "all = every adapter on both orders, averaged")
+    tta_fraction: float = option(0.4, "uncertain = as all, but for this share of the rows, those nearest 0.5")
     weights: list[float] = option([], "one weight an adapter (default: equal)")
     limit: int | None = option(None, "the first N rows only")
     out: str = option(
         "submission.csv", "id, winner: a line an input row, in input order (.csv, .parquet)", "files"
     )
     probs: str | None = option(None, "file of id, winner_model_a, winner_model_b (.csv, .parquet)")
+    pseudo: str | None = option(None, "instead of --out: a training file with winner = [p_a, p_b]")
+    pseudo_threshold: float | None = option(None, "only labels above this confidence, made 0 or 1 (0.95)")
+    exclude: list[str] = option([], "no pseudo-labels for prompts that stand in these files")
+    distill: list[str] = option([], "pseudo-labels of --data from these runs' held-out parts, not --adapter")
     max_length: int | None = option(None, "tokens a row (default: as trained)", "computing")
+    truncation: Literal["left", "middle"] | None = option(
+        None, "how longer rows are cut (default: as trained)"
+    )
     token_budget: int | Literal["auto"] = option("auto", "tokens of a micro-batch, padding included")
     dtype: Literal["bf16", "fp16", "fp32"] | None = option(None, "compute dtype (default: by device)")
     matmul: Literal["dequant", "llm-int8"] | None = option(None, "int8 product (default: as trained)")
@@ -108,7 +121,7 @@ class QuantizeConfig:
 AT_LEAST = {"limit": 1, "n_splits": 2, "fold": 0, "max_length": 8, "batch_size": 1, "token_budget": 1}
 AT_LEAST |= {"epochs": 1, "weight_decay": 0, "max_grad_norm": 0, "lora_r": 1, "freeze_layers": 0, "seed": 0}
 AT_LEAST |= {"eval_every": 1, "save_every": 1, "labels": 1}
-SHARES = ("warmup_ratio", "label_smoothing", "lora_dropout", "head_dropout")
+SHARES = ("tta_fraction", "warmup_ratio", "label_smoothing", "lora_dropout", "head_dropout")
 
 
 def parse(kind: type, argv: list[str] | None = None, about: str | None = None):
@@ -183,13 +196,17 @@ def contradiction(config, typed: dict) -> str:
             return f"{flag}: must be {AT_LEAST[name]} or more"
         if name in SHARES and not 0 <= value < 1:
             return f"{flag}: must be at least 0 and below 1"
-        if name in ("lr", "lora_alpha") and value is not None and not 0 < value < math.inf:
+        if name in ("lr", "lora_alpha", "pseudo_weight") and value is not None and not 0 < value < math.inf:
             return f"{flag}: must be above 0"
     if isinstance(config, TrainConfig):
         return train_contradiction(config, typed)
     if isinstance(config, InferConfig):
-        if not config.adapter:
+        if not (config.adapter or config.distill):
             return "--adapter DIR is needed: a folder that train.py wrote"
+        if config.pseudo and "out" in typed:
+            return "--pseudo is the output: drop --out"
+        if "tta_fraction" in typed and config.tta != "uncertain":
+            return "--tta-fraction is for --tta uncertain: add that, or drop it"
         if config.weights and len(config.weights) != len(config.adapter):
             return f"--weights: give {len(config.adapter)} numbers, one for each --adapter"
         if config.weights and not (min(config.weights) >= 0 and 0 < sum(config.weights) < math.inf):

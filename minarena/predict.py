@@ -16,6 +16,7 @@ from torch import nn
 
 from minarena.adapter import load_adapter_
 from minarena.data import swapped
+from minarena.parts import PART, store_part, stored_part
 from minarena.step import predict_first
 from minarena.text import encode, pad_id
 
@@ -67,31 +68,65 @@ def predict_pairs(
     adapters: list[TrainedAdapter],
     *,
     tta: str = "none",
+    fraction: float = 0.4,
     weights: list[float] | None = None,
-    max_length: int = 2200,
-    **computing,
+    **how,
 ) -> pd.Series:
     """P(the table's response_a wins), one value for each id; `table` has repaired texts. Changes the model's
     adapter.
 
-    computing: token_budget and dtype of step.predict_first.
+    tta: "uncertain" is "all" for the `fraction` of the rows whose p is nearest 0.5, and "none" for the others
+    (the 12th of the WSDM Cup, see snip.py).
+    how: the arguments of one_pass.
     """
-    plan = passes(adapters, tta, weights)
-    shown = {"ab": table, "ba": swapped(table)}
-    rows = {
-        order: encode(tokenizer, shown[order], max_length)
-        for order in sorted({order for _, order, _ in plan})
-    }
-    p_a = pd.Series(0.0, index=pd.Index(table["id"], name="id"), name="p_a")
-    loaded = None
-    for i, order, weight in plan:
-        if loaded != i:
-            load_adapter_(model, adapters[i].folder)
-            loaded = i
-        p = predict_first(
-            model, rows[order], label=f"{adapters[i].folder} {order}", pad_id=pad_id(tokenizer), **computing
-        )
-        p_a += weight * pd.Series(
-            p if order == "ab" else 1 - p, index=pd.Index(shown[order]["id"], name="id")
-        )
+    done: dict[tuple[int, str], pd.Series] = {}
+
+    def average(plan: list[tuple[int, str, float]], rows: pd.DataFrame) -> pd.Series:
+        total = pd.Series(0.0, index=pd.Index(rows["id"], name="id"), name="p_a")
+        for i, order, weight in plan:
+            if (i, order) not in done:
+                done[i, order] = one_pass(model, tokenizer, rows, adapters[i], order, f"{i}-{order}", **how)
+            total += weight * done[i, order].loc[total.index]  # by id
+        return total
+
+    p_a = average(passes(adapters, tta, weights), table)
+    if tta == "uncertain":
+        nearest = (p_a - 0.5).abs().nsmallest(round(fraction * len(p_a))).index
+        both = average(passes(adapters, "all", weights), table[table["id"].isin(nearest)])
+        p_a.loc[both.index] = both
     return p_a
+
+
+def one_pass(
+    model: nn.Module,
+    tokenizer,
+    table: pd.DataFrame,
+    adapter: TrainedAdapter,
+    order: str,
+    name: str,
+    *,
+    max_length: int = 2200,
+    truncation: str = "left",
+    folder: Path | None = None,
+    **computing,
+) -> pd.Series:
+    """P(response_a wins) by one adapter that is shown the rows in `order`, with the ids as its index.
+
+    folder: where finished parts are kept under `name` (parts.py); None keeps none. computing: token_budget
+    and dtype of step.predict_first.
+    """
+    shown, p_first, loaded = table if order == "ab" else swapped(table), [], False
+    for start in range(0, len(shown), PART):
+        rows, this = shown.iloc[start : start + PART], f"{name}-{start // PART:05d}"
+        p = stored_part(folder, this, rows["id"])
+        if p is None:
+            if not loaded:
+                load_adapter_(model, adapter.folder)
+                loaded = True
+            ids = encode(tokenizer, rows, max_length, truncation)
+            label = f"{adapter.folder} {order}" + f", rows from {start:,}" * (len(shown) > PART)
+            p = predict_first(model, ids, label=label, pad_id=pad_id(tokenizer), **computing)
+            store_part(folder, this, rows["id"], p)
+        p_first.append(p)
+    p = np.concatenate(p_first)
+    return pd.Series(p if order == "ab" else 1 - p, index=pd.Index(shown["id"], name="id"))

@@ -94,15 +94,17 @@ def train_step(
     dtype: torch.dtype = torch.float32,
     max_grad_norm: float = 1.0,
     label_smoothing: float = 0.0,
+    row_weights: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """Update the weights once; returns (loss, gradient norm).
 
     rows: token ids of the step's rows; p_first (rows,): their labels, as P(the answer shown first wins).
-    Exact accumulation: each micro-batch adds its SUM over rows divided by the rows of the whole step, so
-    unequal micro-batches do not count equally. Raises FloatingPointError before the weights are touched when
-    a number is bad.
+    row_weights (rows,), 1 where not given: the loss is sum(w_i ce_i) / sum(w_i). Exact accumulation: each
+    micro-batch adds its SUM divided by the weights of the whole step, so unequal micro-batches do not count
+    equally. Raises FloatingPointError before the weights are touched when a number is bad.
     """
     device = next(model.parameters()).device
+    w = torch.ones(len(rows)) if row_weights is None else torch.as_tensor(row_weights, dtype=torch.float32)
     model.train()
     optimizer.zero_grad()
     loss = torch.zeros((), device=device)
@@ -111,7 +113,8 @@ def train_step(
         target = torch.as_tensor(p_first[chosen], dtype=torch.float32).to(device, non_blocking=True)
         with computing(device, dtype):
             logits = model(input_ids, mask)
-        part = preference_loss(logits, target, label_smoothing).sum() / len(rows)
+        losses = preference_loss(logits, target, label_smoothing)
+        part = (losses * w[chosen].to(device, non_blocking=True)).sum() / w.sum().item()
         part.backward()
         loss += part.detach()
     grad_norm = nn.utils.clip_grad_norm_(trainable(model), max_grad_norm or float("inf"))

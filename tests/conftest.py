@@ -3,6 +3,8 @@
 tiny: the folder of a random Gemma-2 (2 layers, hidden 64, soft-caps, a window of 64 tokens), float weights
 tokenizer: one token a byte
 pairs_file: 64 generated pairs in the competition's columns, as parquet
+runs, alone: two adapters that tell rows apart, and the probability of one row by itself
+small_parts: inference in parts of five rows
 demo: what the README's three demo commands left behind (the slowest thing here: started once, side by side)
 """
 
@@ -18,8 +20,12 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
-from helpers import write_pairs
+from helpers import CPU, adapted, write_pairs
 
+import infer
+from minarena import predict
+from minarena.adapter import AdapterConfig, load_adapter_, save_adapter
+from minarena.model import PreferenceModel, load_backbone
 from minarena.tiny import byte_tokenizer, demo_pairs, write_tiny
 
 REPOSITORY = Path(__file__).parent.parent
@@ -86,3 +92,45 @@ def demo(tmp_path_factory):
             assert process.returncode == 0, f"{commands[name]}: {stderr[-2000:]}"
             said[name] = (json.loads(stdout.splitlines()[-1]), stderr)
     return folder, said
+
+
+@pytest.fixture(scope="session")
+def runs(tiny, tmp_path_factory) -> list[str]:
+    """Two adapters that tell rows apart, one of each order, in folders as train.py leaves them."""
+    folders = []
+    for number, order in enumerate(("ab", "ba")):
+        folder = tmp_path_factory.mktemp(order)
+        model, config = adapted(tiny, AdapterConfig(r=6, alpha=9.0))
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(number)
+            for parameter in model.score.parameters():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+        save_adapter(folder, model, config, tiny)
+        record = {"model": tiny, "order": order, "max_length": 400, "truncation": "left", "matmul": "dequant"}
+        (folder / "train_config.json").write_text(json.dumps(record))
+        folders.append(str(folder))
+    return folders
+
+
+@pytest.fixture(scope="session")
+def alone(tiny, runs):
+    """A function (row, adapter number, order) -> P(response_a wins): the row by itself, its text by hand."""
+    model = PreferenceModel(load_backbone(tiny, CPU, torch.float32), torch.nn.Identity())
+    tokenizer = byte_tokenizer()
+
+    @torch.no_grad()
+    def p_a(row, number: int, order: str) -> float:
+        load_adapter_(model, runs[number])
+        first, second = (row["response_a"], row["response_b"])[:: 1 if order == "ab" else -1]
+        text = f"<prompt>: {row['prompt']}\n\n<response_a>: {first}\n\n<response_b>: {second}"
+        ids = torch.tensor([[2, *tokenizer(text)["input_ids"][-398:], 1]])
+        p = model.eval()(ids, torch.ones_like(ids)).double().softmax(-1)[0, 0].item()
+        return p if order == "ab" else 1 - p
+
+    return p_a
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    for module in (predict, infer):
+        monkeypatch.setattr(module, "PART", 5)

@@ -2,16 +2,21 @@
 
 write_pairs(path, table): the competition's columns (winner, not label), by the ending of the path
 adapted(folder, ...): a PreferenceModel over the base in `folder`, with an adapter whose lora_B is not zero
+rows_of_all_lengths(n), label_file(path), counted(monkeypatch): for the tests of inference and pseudo-labels
 """
 
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 
+from minarena import predict
 from minarena.adapter import AdapterConfig, attach_adapter_
 from minarena.model import PreferenceModel, load_backbone
+from minarena.tiny import demo_pairs
 
+TEXTS = ["prompt", "response_a", "response_b"]
 CPU = torch.device("cpu")
 
 
@@ -44,3 +49,30 @@ def stir_(model, seed: int = 2) -> None:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.05, generator=generator)
+
+
+def rows_of_all_lengths(n: int = 23, **columns) -> pd.DataFrame:
+    """Pairs whose lengths are in no order, with ids that are in none either."""
+    table = demo_pairs(n, seed=8).sample(frac=1, random_state=2, ignore_index=True)
+    longer = [f"{text} " * (1 + (7 * i) % 5) for i, text in enumerate(table["response_b"])]
+    return table.assign(response_b=longer, **columns)
+
+
+def label_file(path) -> dict[str, float]:
+    table = pd.read_parquet(path)
+    assert list(table.columns) == ["id", *TEXTS, "winner"]
+    for pair in table["winner"]:
+        assert len(pair) == 2 and pair.sum() == pytest.approx(1)
+    return {i: pair[0] for i, pair in zip(table["id"], table["winner"], strict=True)}
+
+
+def counted(monkeypatch) -> list[int]:
+    """The rows of each call of the model from here on."""
+    calls, real = [], predict.predict_first
+
+    def count(model, rows, **more):
+        calls.append(len(rows))
+        return real(model, rows, **more)
+
+    monkeypatch.setattr(predict, "predict_first", count)
+    return calls

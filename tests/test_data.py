@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minarena.data import file_record, read_pairs, split, swapped
+from minarena.data import file_record, split, swapped
+from minarena.files import read_pairs
 
 COLUMNS = ["id", "prompt", "response_a", "response_b", "winner"]
 ROWS = [
@@ -112,7 +113,7 @@ def test_a_null_among_numbers_is_the_one_that_is_named(ending, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
-@pytest.mark.parametrize("winner", ["tie", "MODEL_A", "", "model_a "])
+@pytest.mark.parametrize("winner", ["draw", "MODEL_A", "", "model_a "])
 def test_an_unknown_winner_is_named_with_file_row_and_column(ending, winner, tmp_path):
     path = write(tmp_path / f"pairs{ending}", changed(1, winner=winner))
     assert f"{path}: row 2, column winner: {winner!r}" in refusal(path)

@@ -16,10 +16,10 @@ import pytest
 from conftest import REPOSITORY
 
 FLOORS = [
-    ["config", "dist", "metrics", "data", "int8", "lora", "attention"],
-    ["text", "batching", "tiny", "adapter", "step"],
-    ["checkpoint", "convert", "model"],
-    ["predict", "report"],
+    ["config", "dist", "metrics", "data", "snip", "int8", "lora", "attention"],
+    ["sources", "files", "text", "batching", "tiny", "adapter", "step"],
+    ["checkpoint", "parts", "convert", "model"],
+    ["predict", "pseudo", "report"],
 ]
 GROUND = FLOORS[0]
 ORDER = [name for floor in FLOORS for name in floor]

@@ -23,7 +23,8 @@ from transformers import TrainingArguments, get_linear_schedule_with_warmup
 import train
 from minarena.adapter import save_adapter
 from minarena.batching import micro_batches, rows_of_step
-from minarena.data import read_pairs, swapped
+from minarena.data import swapped
+from minarena.files import read_pairs
 from minarena.step import (
     lr_at,
     make_optimizer,

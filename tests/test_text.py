@@ -18,7 +18,8 @@ import pytest
 from tokenizers import pre_tokenizers
 from transformers import GemmaTokenizer, Qwen2Tokenizer
 
-from minarena.data import read_pairs, swapped
+from minarena.data import swapped
+from minarena.files import read_pairs
 from minarena.text import encode, load_tokenizer, pad_id, repaired
 from minarena.tiny import byte_tokenizer, demo_pairs
 

@@ -1,0 +1,108 @@
+"""Pseudo-labels: probabilities of trained models, as soft labels that train.py --data reads.
+
+    infer.py --adapter DIR... --data UNLABELLED... --pseudo pseudo.parquet     labels for rows that have none
+    infer.py --distill RUN... --data train.parquet --pseudo distilled.parquet  labels for the training rows
+
+--distill is self-distillation: each RUN was trained with another --fold of the same --n-splits, so that every
+row has a probability from a model that never saw it. Of a noisy label the soft one keeps what other rows
+agree with. Reported as good as a teacher five times as large, by the 3rd of the WSDM Cup:
+https://www.kaggle.com/competitions/wsdm-cup-multilingual-chatbot-arena/discussion/567584
+
+A label is joined to its row by id, always: the seed's notebook sorted rows by length and wrote the
+predictions back by position, and then reported that pseudo-labels did not help.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from minarena.config import InferConfig
+from minarena.data import TEXTS, file_record
+from minarena.files import read_frames, read_pairs
+from minarena.parts import write_whole
+
+
+def check(config: InferConfig) -> None:
+    """Raises ValueError, in one line with the remedy, for options that make no sense together."""
+    threshold = config.pseudo_threshold
+    problems = {
+        "--pseudo FILE is needed by --distill, --exclude and --pseudo-threshold": not config.pseudo,
+        "--pseudo needs --data FILE: the rows to label": not config.data,
+        "--distill takes the probabilities of its runs: drop --adapter": config.distill and config.adapter,
+        "--exclude is for new rows: drop it, or --distill": config.distill and config.exclude,
+        "--limit is the runs' own: drop it, or --distill": config.distill and config.limit,
+        "--pseudo is the output: drop --probs": config.probs,
+        f"--pseudo-threshold {threshold}: must be at least 0.5 and below 1": threshold is not None
+        and not 0.5 <= threshold < 1,
+        f"--pseudo {config.pseudo} exists: give another name, or delete it": Path(
+            config.pseudo or ""
+        ).is_file(),
+    }
+    for problem, there in problems.items():
+        if there:
+            raise ValueError(problem)
+
+
+def unlabelled(config: InferConfig) -> pd.DataFrame:
+    """The rows of --data to label: without empty texts, equal answers, and prompts of the --exclude files."""
+    table = read_pairs(config.data, config.limit, ties="half", bar=tqdm)
+    known = set().union(*map(prompts, config.exclude))
+    excluded = table["prompt"].str.strip().isin(known)
+    if config.exclude:
+        print(f"{excluded.sum():,} rows have a prompt that is in --exclude: left out", file=sys.stderr)
+    if excluded.all():
+        raise ValueError("--data: no row is left to label: see --exclude")
+    return table[~excluded]
+
+
+def prompts(path: str) -> set[str]:
+    """Prompts of a file of any layout, stripped: as we write conversations and as its own column has them."""
+    found = set(read_pairs([path])["prompt"].str.strip())
+    for frame, _ in read_frames(path):
+        found |= {text.strip() for text in frame.get("prompt", []) if isinstance(text, str)}
+    return found
+
+
+def write_labels(path: str, table: pd.DataFrame, p_a: pd.Series, threshold: float | None) -> int:
+    """Write id, texts and winner = [p_a, p_b] of the table's rows; p_a has their ids as its index, in any
+    order. threshold: only rows of more confidence than that, with hard labels. Returns the rows written."""
+    p = p_a.loc[table["id"]].to_numpy()  # by id
+    if threshold is not None:
+        sure = np.maximum(p, 1 - p) > threshold
+        table, p = table[sure], (p[sure] > 0.5).astype(float)
+    labels = table[["id", *TEXTS]].assign(winner=[[float(x), 1 - float(x)] for x in p])
+    write_whole(labels, path)
+    return len(labels)
+
+
+def distilled(config: InferConfig) -> tuple[pd.DataFrame, pd.Series]:
+    """(the rows of --data as the runs read them, the mean of their held-out probabilities by id)."""
+    records = {run: run_record(run) for run in config.distill}
+    for run, record in records.items():
+        files = [file["sha256"] for file in record["data_files"]]
+        if record["eval_data"] or files != [file_record(path)["sha256"] for path in config.data]:
+            raise ValueError(f"--distill {run}: was not trained on folds of --data {' '.join(config.data)}")
+    first = records[config.distill[0]]
+    table = read_pairs(config.data, first["limit"], first["ties"], bar=tqdm)
+    held_out = pd.concat([pd.read_parquet(f"{run}/eval.parquet") for run in config.distill])
+    label = table.set_index("id")["label"]
+    stranger = held_out[held_out["label"] != label.reindex(held_out["id"]).to_numpy()]
+    if len(stranger):
+        raise ValueError(f"--distill: id {stranger['id'].iloc[0]!r} is not in --data with the same label")
+    p_a = held_out.groupby("id")["p_a"].mean()
+    missing = table["id"][~table["id"].isin(p_a.index)]
+    if len(missing):
+        folds = sorted({record["fold"] for record in records.values()})
+        had = f"folds {', '.join(map(str, folds))} of {first['n_splits']}"
+        raise ValueError(f"--distill: {len(missing):,} rows were held out by no run ({had} are here)")
+    return table, p_a
+
+
+def run_record(run: str) -> dict:
+    if not Path(f"{run}/eval.parquet").is_file():
+        raise ValueError(f"--distill {run}: no eval.parquet there: not a finished run of train.py")
+    return json.loads(Path(f"{run}/train_config.json").read_text())

@@ -1,0 +1,136 @@
+"""Files are read piece by piece, and no row is lost in silence; texts are repaired by all cores.
+
+read_pairs([path], ties="drop", limit=9, bar=tqdm)     rows that teach nothing: left out, reported by reason
+read_pairs([path])                                    every row, as inference needs it
+repaired(table, workers=2)                            ftfy in two processes
+
+Compared with: the rows that were written, reading in one piece, and ftfy itself.
+"""
+
+import io
+import random
+from pathlib import Path
+
+import ftfy
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_sources import chosen_rows, jsonl
+from tqdm import tqdm
+
+from minarena import files
+from minarena.data import split
+from minarena.files import read_pairs
+from minarena.text import fix_texts, repaired
+from minarena.tiny import demo_pairs
+
+
+def test_rows_that_teach_nothing_are_counted_by_reason_and_kept_for_inference(tmp_path, capsys):
+    texts = [
+        ("q", "a", "b", "model_a"),
+        ("q", " \n", "b", "model_a"),
+        ("q", "a", "", "model_b"),
+        ("\t", "a", "b", "model_b"),
+        ("q", "same", "same", "model_b"),
+        ("q", "a", "b", "tie"),
+        ("q", "a", "c", "tie (bothbad)"),
+        ("", "", "", "tie"),  # counted once, under the first reason
+        ("q", "c", "d", "model_b"),
+    ]
+    columns = ["prompt", "response_a", "response_b", "winner"]
+    rows = [{"id": i, **dict(zip(columns, text, strict=True))} for i, text in enumerate(texts)]
+    path = jsonl(tmp_path / "rows.jsonl", rows)
+    dropped = read_pairs([path], ties="drop")
+    said = capsys.readouterr().err
+    assert list(dropped["id"]) == ["0", "8"]
+    reasons = "2 with an empty prompt; 2 with an empty response; 1 with equal responses"
+    assert (
+        said
+        == f"{path}: competition layout, 9 rows read, 2 used; {reasons}; 2 ties (--ties half keeps them)\n"
+    )
+    half = read_pairs([path], ties="half")
+    assert list(half["id"]) == ["0", "5", "6", "8"] and list(half["label"]) == [1, 0.5, 0.5, 0]
+    assert list(read_pairs([path])["id"]) == [str(i) for i in range(9)]
+    assert read_pairs([path], limit=2, ties="half")["id"].tolist() == ["0", "5"]
+
+
+def test_a_rows_fold_does_not_depend_on_which_other_rows_are_used(tmp_path):
+    row = {"prompt": "q", "response_a": "A", "response_b": "B"}
+    winners = ["tie" if i % 3 == 0 else "model_a" for i in range(30)]
+    path = jsonl(tmp_path / "t.jsonl", [{"id": i, **row, "winner": w} for i, w in enumerate(winners)])
+    for ties in ("drop", "half"):
+        held_out = split(read_pairs([path], ties=ties), n_splits=5, fold=2)[1]
+        assert {int(i) % 5 for i in held_out["id"]} == {2}
+
+
+def test_a_pair_that_is_repeated_in_a_file_without_ids_is_used_once(tmp_path, capsys):
+    first = jsonl(tmp_path / "a.jsonl", chosen_rows(5))
+    second = jsonl(tmp_path / "b.jsonl", chosen_rows(8))
+    table = read_pairs([first, second], ties="drop")
+    assert sorted(table["prompt"]) == [f"q{i}" for i in range(8)]
+    assert "5 pairs are repeated" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- size
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl", ".jsonl.gz", ".csv.gz"])
+def test_reading_in_small_pieces_changes_nothing(ending, tmp_path, monkeypatch):
+    rng = random.Random(1)
+    words = ["a", "ответ", "答案", '"quoted"', "new\nline", ",", "🍕"]
+    rows = [
+        {"id": i, **{c: " ".join(rng.choices(words, k=5)) for c in ("prompt", "response_a", "response_b")}}
+        | {"winner": rng.choice(["model_a", "model_b"])}
+        for i in range(50)
+    ]
+    path = tmp_path / f"pairs{ending}"
+    if "jsonl" in ending:
+        jsonl(path, rows)
+    else:
+        frame = pd.DataFrame(rows)
+        frame.to_parquet(path) if ending == ".parquet" else frame.to_csv(path, index=False)
+    whole = read_pairs([str(path)])
+    assert whole["prompt"].tolist() == [row["prompt"] for row in rows]
+    monkeypatch.setattr(files, "ROWS", 7)
+    pd.testing.assert_frame_equal(read_pairs([str(path)]), whole)
+
+
+def test_a_wrong_cell_in_a_later_piece_is_named_by_its_row_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROWS", 7)
+    row = {"prompt": "q", "response_a": "A", "response_b": "B", "winner": "model_a"}
+    rows = [{"id": i, **row} for i in range(30)]
+    del rows[23]["prompt"]
+    with pytest.raises(ValueError, match="row 24, column prompt: null is not text"):
+        read_pairs([jsonl(tmp_path / "x.jsonl", rows)])
+
+
+def test_the_bar_reaches_the_size_of_the_file(tmp_path):
+    path = jsonl(tmp_path / "dpo.jsonl", chosen_rows(100))
+    bars = []
+
+    def bar(**settings):
+        bars.append(tqdm(file=io.StringIO(), **settings))
+        return bars[-1]
+
+    read_pairs([path], bar=bar)
+    assert [(bar.n, bar.total) for bar in bars] == [(Path(path).stat().st_size,) * 2]
+
+
+# ---------------------------------------------------------------------------------------------- repair
+
+
+@given(st.text(st.characters(max_codepoint=127)) | st.sampled_from(["a &amp; b", "a\r\nb", "\x1b[1mbold"]))
+def test_ascii_text_that_is_not_shown_to_ftfy_would_come_back_unchanged(text):
+    assert fix_texts([text]) == [ftfy.fix_text(text)]
+
+
+def test_repair_by_two_processes_is_repair_by_one_and_keeps_rows_and_index(monkeypatch):
+    monkeypatch.setattr("minarena.text.BATCH", 7)
+    table = demo_pairs(50, seed=2)
+    table["response_b"] = [f"schÃ¶n {i} ﬁne" if i % 3 else text for i, text in enumerate(table["response_b"])]
+    table = table.set_index(pd.Index(range(100, 600, 10)))
+    mended = repaired(table, workers=2)
+    pd.testing.assert_frame_equal(mended, repaired(table, workers=1))
+    assert list(mended["response_b"]) == [ftfy.fix_text(text) for text in table["response_b"]]
+    assert list(mended.index) == list(table.index) and list(mended["id"]) == list(table["id"])
