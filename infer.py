@@ -22,7 +22,7 @@ from minarena.config import InferConfig, parse, run
 from minarena.data import file_record
 from minarena.files import read_pairs
 from minarena.metrics import scores
-from minarena.model import PreferenceModel, default_dtype, load_backbone, residual_dtype
+from minarena.model import PreferenceModel, check_folder, default_dtype, load_backbone, residual_dtype
 from minarena.parts import PART, open_parts, write_whole
 from minarena.predict import TrainedAdapter, find_adapter, passes, predict_pairs
 from minarena.pseudo import check, distilled, unlabelled, write_labels
@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> dict:
     out = config.pseudo or config.out
     for path in filter(None, [out, config.probs]):
         writable(path)
+    if out == config.probs:
+        raise ValueError(f"--probs {out} is the other output's file, too: give another name")
     if config.distill:
         table, p_a = distilled(config)
         result, parts = {"runs": config.distill, "seconds": 0.0}, None
@@ -74,6 +76,8 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
             unknown = f"{adapter.folder}: no train_config.json, taken as order {adapter.order}"
             say(f"{unknown} (DIR:ba = otherwise)")
     base = config.model or recorded(adapters, "model")
+    if base != "tiny":
+        check_folder(base)
     how = {
         "max_length": config.max_length or recorded(adapters, "max_length", 2200),
         "truncation": config.truncation or recorded(adapters, "truncation", "left"),

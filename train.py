@@ -25,7 +25,14 @@ from minarena.checkpoint import claim, open_log, restore_, save_checkpoint
 from minarena.config import TrainConfig, parse, run
 from minarena.data import file_record, row_weights, split, swapped
 from minarena.metrics import scores
-from minarena.model import PreferenceModel, checkpoint_layers_, default_dtype, load_backbone, residual_dtype
+from minarena.model import (
+    PreferenceModel,
+    check_folder,
+    checkpoint_layers_,
+    default_dtype,
+    load_backbone,
+    residual_dtype,
+)
 from minarena.step import (
     lr_at,
     make_optimizer,
@@ -100,7 +107,7 @@ def main(argv: list[str] | None = None) -> dict:
         bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, {mean_speed:,.0f} tokens/s")
         if step + 1 < steps and config.eval_every and (step + 1) % config.eval_every == 0:
             log("eval", step + 1, **evaluate(model, held_out, eval_rows, computing)[0])
-        if step + 1 < steps and (step + 1) % config.save_every == 0:
+        if step + 1 == steps or (step + 1) % config.save_every == 0:
             save_checkpoint(config.out, step + 1, model, optimizer, adapter, config.model)
             log("save", step + 1)
 
@@ -109,7 +116,6 @@ def main(argv: list[str] | None = None) -> dict:
     log("eval", steps, **figures)
     table.to_parquet(f"{config.out}/eval.parquet", index=False)
     save_adapter(config.out, model, adapter, config.model)
-    log("save", steps)
     result = {"out": config.out, "order": config.order, "steps": steps, "rows": n, "tokens": tokens}
     result |= {"seconds": round(seconds, 2), "tokens_per_second": round(tokens / max(seconds, 1e-9), 1)}
     result |= {"peak_memory_gib": round(peak_bytes(device) / 2**30, 3)}
@@ -128,6 +134,8 @@ def resolve(config: TrainConfig, device: torch.device) -> None:
     config.out = config.out or f"runs/{config.order}"
     bf16 = default_dtype(device, training=True) == torch.bfloat16
     config.dtype = config.dtype or ("bf16" if bf16 else "fp32")
+    if config.model != "tiny":
+        check_folder(config.model)
     if config.model == "tiny":
         say("This is the demo: a tiny random Gemma-2. --model and --data train a real one.")
     if config.model == "tiny" and config.lr is None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from minarena.lora import PROJECTIONS, inject_lora_, layer_number
 
 PREFIX = "base_model.model."
+KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal")  # init_lora_weights that leave W alone
 NOT_HANDLED = {
     "use_dora": False,
     "rank_pattern": {},
@@ -59,10 +60,11 @@ def make_head(kind: str, hidden: int, dropout: float, labels: int = 2) -> nn.Mod
 def attach_adapter_(model: nn.Module, config: AdapterConfig, seed: int = 0) -> None:
     """Give `model` (a PreferenceModel) fresh LoRA matrices and a fresh fp32 head, in place, from `seed`."""
     generator = torch.Generator().manual_seed(seed)
+    model.model.requires_grad_(False)  # also what LoRA does not wrap: embeddings and norms
     inject_lora_(model.model, config.r, config.alpha, config.dropout, config.freeze_layers, generator)
     embeddings = model.model.get_input_embeddings().weight
-    with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the global generator; leave that as it was
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the CPU's generator; leave that as it was
+        torch.default_generator.manual_seed(seed)
         model.score = make_head(config.head, embeddings.shape[1], config.head_dropout, config.labels).to(
             embeddings.device
         )
@@ -110,9 +112,9 @@ def read_peft(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
         raise ValueError(f"{folder}: not a usable adapter: {error}") from error
     if not isinstance(stored, dict) or stored.get("peft_type") != "LORA":
         raise ValueError(f"{folder}/adapter_config.json: its peft_type is not LORA")
-    for key in ("r", "lora_alpha"):
-        if not isinstance(stored.get(key), int | float) or stored[key] <= 0:
-            raise ValueError(f"{folder}/adapter_config.json: {key} must be a number above 0")
+    for key, kind in (("r", int), ("lora_alpha", int | float)):
+        if not isinstance(stored.get(key), kind) or stored[key] <= 0:
+            raise ValueError(f"{folder}/adapter_config.json: {key} {stored.get(key)!r}: must be above 0")
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not finite(tensor):
@@ -131,13 +133,14 @@ def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         raise ValueError(
             f"{folder}/adapter_config.json: target_modules {targets}: must be the seven projections"
         )
-    r = stored["r"]
+    if stored.get("init_lora_weights") not in KEEPS_BASE:
+        raise ValueError(f"{folder}: init_lora_weights {stored['init_lora_weights']!r} changed the base, too")
+    r, layers = stored["r"], stored.get("layers_to_transform") or 0
     return AdapterConfig(
         r=r,
-        alpha=stored["lora_alpha"]
-        * (math.sqrt(r) if stored.get("use_rslora") else 1),  # rsLoRA: alpha / sqrt r
+        alpha=stored["lora_alpha"] * (math.sqrt(r) if stored.get("use_rslora") else 1),  # alpha / sqrt r
         dropout=stored.get("lora_dropout", 0.0),
-        freeze_layers=min(stored.get("layers_to_transform") or [0]),
+        freeze_layers=layers if isinstance(layers, int) else min(layers),
         head="linear" if "score.weight" in tensors else "mlp",
     ), tensors
 

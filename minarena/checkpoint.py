@@ -54,7 +54,7 @@ def claim(out: str, options: dict) -> None:
             if begun.get(name) != record[name]:
                 change = f"{name} was {begun.get(name)!r}, now it is {record[name]!r}"
                 raise ValueError(f"--resume: {change}: a resumed run keeps its options")
-    elif (folder / "log.jsonl").exists():  # without it a start failed before its first step: nothing to lose
+    elif (folder / "log.jsonl").exists() and (folder / "log.jsonl").stat().st_size:  # a step was done
         remedy = "--resume goes on" if find_checkpoints(out) else "it has no checkpoint yet: delete it"
         raise ValueError(f"--out {out} holds an unfinished run: {remedy}, or give another --out")
     else:
@@ -73,11 +73,18 @@ def commit() -> str | None:
 
 
 def open_log(out: str, done: int) -> Callable:
-    """A function that appends one event to log.jsonl; events after step `done` are dropped, for a run that
-    was cut off does those steps again."""
+    """A function that appends one event to log.jsonl.
+
+    What stands there from after the checkpoint of step `done` is dropped: a run that was cut off does that
+    again. So is a last line that was cut off itself.
+    """
     path = Path(out) / "log.jsonl"
-    lines = path.read_text().splitlines() if done and path.exists() else []
-    path.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= done))
+    kept, last = [], json.dumps({"event": "save", "step": done})
+    for line in path.read_text().splitlines() if done and path.exists() else []:
+        if not line.endswith("}") or json.loads(line)["step"] > done or line == last:
+            break
+        kept.append(line)
+    path.write_text("".join(line + "\n" for line in kept + [last] * bool(done)))
 
     def log(event: str, step: int, **values) -> None:
         with open(path, "a") as file:

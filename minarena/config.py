@@ -221,6 +221,8 @@ def train_contradiction(config: TrainConfig, typed: dict) -> str:
         return f"--swap means --order ba: drop it or --order {config.order}"
     if config.fold >= config.n_splits:
         return f"--fold {config.fold}: must be below --n-splits {config.n_splits}"
+    if not config.data and ("fold" in typed or "n_splits" in typed):
+        return "--fold and --n-splits need --data FILE: the demo pairs bring their own held-out part"
     if config.eval_data and ("fold" in typed or "n_splits" in typed):
         return "--eval-data is the held-out part: drop --fold and --n-splits"
     if config.model != "tiny" and not config.data:
@@ -237,5 +239,10 @@ def run(main: Callable) -> None:
     """Call a command's main; what a user can cause (ValueError, OSError, bad numbers) ends in one line."""
     try:
         main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"{sys.argv[0].rpartition('/')[2]}: {error}") from None
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
+            raise  # torch's out-of-memory error, by name: this file imports nothing
+        full = (
+            "out of GPU memory: give a smaller --token-budget" if isinstance(error, RuntimeError) else error
+        )
+        raise SystemExit(f"{sys.argv[0].rpartition('/')[2]}: {full}") from None

@@ -165,6 +165,8 @@ def jsonl_frames(stream) -> Iterator[pd.DataFrame]:
     while batch := list(islice(lines, ROWS)):
         rows = []
         for number, line in batch:
+            if not line.strip():  # often the last one
+                continue
             try:
                 rows.append(json.loads(line))
             except (ValueError, RecursionError) as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from minarena.adapter import read_peft
+from minarena.adapter import KEEPS_BASE, read_peft
 from minarena.lora import PROJECTIONS, layer_number
 
 Shapes = dict[str, tuple[int, ...]]  # name of a tensor -> its shape
@@ -22,7 +22,6 @@ Shapes = dict[str, tuple[int, ...]]  # name of a tensor -> its shape
 NOT_MERGED = ("use_dora", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices")
 NOT_MERGED += ("target_parameters", "megatron_config", "use_qalora", "alora_invocation_tokens", "use_bdlora")
 NOT_MERGED += ("arrow_config", "kasa_config", "monteclora_config", "lora_ga_config")
-KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal")  # init_lora_weights that leave W alone
 LORA_TENSOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 
 

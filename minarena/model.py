@@ -69,6 +69,8 @@ def load_backbone(
     from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, logging
 
     check_folder(name)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report lists the unused LM head; what is missing we check
     try:
         config = AutoConfig.from_pretrained(name)
         method = getattr(config, "quantization_config", None)
@@ -77,27 +79,28 @@ def load_backbone(
         # only transformers' eager attention applies Gemma-2's soft-cap; the others have none and take SDPA
         softcap = getattr(config, "attn_logit_softcapping", None)
         keywords = {"attn_implementation": "eager" if softcap else "sdpa"}
-        if method is None:
-            keywords |= (
-                {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-                if quantize
-                else {"dtype": dtype}
-            )
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # its report lists the unused LM head; what is missing we check
+        if not hasattr(config, "hidden_size"):
+            raise ValueError("no plain text model: it has parts such as a vision tower")
+        if method is None and quantize:
+            keywords["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        elif method is None:
+            keywords["dtype"] = dtype
         backbone, report = AutoModel.from_pretrained(
             name, device_map={"": device}, use_safetensors=True, output_loading_info=True, **keywords
         )
+    except Exception as error:  # transformers raises many kinds for one user's mistake
+        raise ValueError(f"--model {name}: {first_line(error)}") from error
+    finally:
         logging.set_verbosity(verbosity)
-    except (
-        Exception
-    ) as error:  # transformers raises many kinds for one user's mistake: a name that is no usable base
-        raise ValueError(f"--model {name}: {str(error).strip().splitlines()[0]}") from error
     if report["missing_keys"]:
         raise ValueError(f"--model {name}: the weights lack {sorted(report['missing_keys'])[0]}")
     if matmul == "dequant":
         use_dequantized_(backbone)
     return backbone.requires_grad_(False)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def check_folder(name: str) -> None:

@@ -43,9 +43,16 @@ def find_adapter(argument: str) -> TrainedAdapter:
             f"--adapter {folder}: "
             + ("its training is unfinished" if unfinished else "no adapter_config.json there")
         )
-    path = Path(folder) / "train_config.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
-    return TrainedAdapter(folder, order or record.get("order", "ab"), record)
+    home = Path(folder).resolve()  # the record of a checkpoint stands in its run's folder
+    path = (home.parent if home.name.startswith("checkpoint-") else home) / "train_config.json"
+    try:
+        record = json.loads(path.read_text()) if path.exists() else {}
+        order = order or record.get("order", "ab")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: not a record of train.py: {error}") from error
+    if order not in ("ab", "ba", "both"):
+        raise ValueError(f"{path}: order {order!r}: must be ab, ba or both")
+    return TrainedAdapter(folder, order, record)
 
 
 def passes(

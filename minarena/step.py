@@ -5,7 +5,7 @@ cross-entropy between the label and the two logits. It does not depend on how th
 micro-batches.
 """
 
-import contextlib
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -24,7 +24,7 @@ def lr_at(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
     The same numbers as transformers' get_linear_schedule_with_warmup, the seed's: the very first step has lr
     0.
     """
-    warmup = -int(-steps * warmup_ratio // 1)  # steps, rounded up
+    warmup = math.ceil(steps * warmup_ratio)
     if step < warmup:
         return peak * step / warmup
     return peak * (steps - step) / max(1, steps - warmup)
@@ -35,7 +35,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters, betas 0.9 / 0.999, eps 1e-8; biases are not decayed.
+    """AdamW over the trainable parameters, betas 0.9 / 0.999, eps 1e-8; vectors (biases) are not decayed.
 
     Its lr is set at each step. On a GPU with 8-bit state (Dettmers et al. 2021,
     https://arxiv.org/abs/2110.02861): 2 bytes a parameter, not 8. On a CPU torch's fused AdamW, which was 28
@@ -64,15 +64,16 @@ def preference_loss(logits: Tensor, p_first: Tensor, label_smoothing: float = 0.
     return -p * log_p[:, 0] - (1 - p) * log_p[:, 1]
 
 
-@contextlib.contextmanager
-def computing(device: torch.device, dtype: torch.dtype):
-    """Autocast to `dtype` (fp32: none), and SDPA without cuDNN.
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """The forward pass computes in `dtype`; fp32 is no autocast at all."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
-    cuDNN's backward gives NaN with a mask at some widths (https://github.com/pytorch/pytorch/issues/196678).
-    """
-    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    with sdpa_kernel(kernels), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        yield
+
+def without_cudnn_attention():
+    """A context in which SDPA leaves cuDNN alone, whose backward gives NaN with a mask at some widths
+    (https://github.com/pytorch/pytorch/issues/196678). It goes round the backward, too: recomputed layers
+    choose their kernel again."""
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def seed_dropout(seed: int, step: int, rank: int = 0) -> None:
@@ -111,11 +112,12 @@ def train_step(
     for chosen in micro_batches([len(row) for row in rows], token_budget):
         input_ids, mask = collate([rows[i] for i in chosen], pad_id, device)
         target = torch.as_tensor(p_first[chosen], dtype=torch.float32).to(device, non_blocking=True)
-        with computing(device, dtype):
-            logits = model(input_ids, mask)
-        losses = preference_loss(logits, target, label_smoothing)
-        part = (losses * w[chosen].to(device, non_blocking=True)).sum() / w.sum().item()
-        part.backward()
+        with without_cudnn_attention():
+            with autocast(device, dtype):
+                logits = model(input_ids, mask)
+            losses = preference_loss(logits, target, label_smoothing)
+            part = (losses * w[chosen].to(device, non_blocking=True)).sum() / w.sum().item()
+            part.backward()
         loss += part.detach()
     grad_norm = nn.utils.clip_grad_norm_(trainable(model), max_grad_norm or float("inf"))
     loss, grad_norm = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device
@@ -148,9 +150,10 @@ def predict_first(
     with tqdm(total=len(rows), desc=label, unit="row", disable=label is None, leave=False) as bar:
         for chosen in micro_batches([len(row) for row in rows], token_budget):
             input_ids, mask = collate([rows[i] for i in chosen], pad_id, device)
-            with computing(device, dtype):
-                logits = model(input_ids, mask)  # (B, 2)
-            p[chosen] = (logits[:, 0] - logits[:, 1]).double().sigmoid().cpu().numpy()
+            with without_cudnn_attention(), autocast(device, dtype):
+                logits = model(input_ids, mask).double()  # (B, 2)
+            margin = logits[:, 0] - logits[:, 1]  # an infinite one would pass as a probability of 0 or 1
+            p[chosen] = torch.where(margin.isfinite(), margin.sigmoid(), torch.nan).cpu().numpy()
             bar.update(len(chosen))
     if not np.isfinite(p).all():
         raise FloatingPointError(

@@ -3,7 +3,8 @@
 The model is a real Gemma-2 in structure (soft-caps, a sliding window that is shorter than the rows, grouped
 heads) and goes through the same int8 path as a 9B; nothing in it was ever trained. The pairs are short
 answers in six languages of which one is polite and one is rude; the polite one wins, and one label in ten is
-turned round, so that no accuracy can go far above 0.90. Position and length carry nothing. Serves the default
+turned round, so that no accuracy can go far above 0.90. Position carries nothing, and length nothing over
+all languages together. Serves the default
 run, the tests and the benchmarks.
 
 The demo's lr is its own: the seed's 2e-4 is meant for a pretrained backbone and teaches this random one

@@ -25,6 +25,7 @@ from transformers import AutoModelForSequenceClassification
 from minarena.adapter import (
     AdapterConfig,
     adapter_tensors,
+    attach_adapter_,
     load_adapter_,
     make_head,
     read_adapter,
@@ -251,3 +252,14 @@ def test_a_head_of_three_labels_comes_back(tiny, tmp_path):
     with pytest.raises(ValueError, match="number of labels"):
         load_adapter_(model, tmp_path)
     load_adapter_(model, tmp_path, labels=3)
+
+
+def test_only_lora_and_head_are_trained_on_a_base_that_was_not_frozen():
+    from transformers import LlamaConfig, LlamaModel
+
+    shape = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, vocab_size=20)
+    model = PreferenceModel(
+        LlamaModel(LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=1)), torch.nn.Identity()
+    )
+    attach_adapter_(model, AdapterConfig(r=2))
+    assert all("lora_" in name or name.startswith("score.") for name in adapter_tensors(model))

@@ -82,12 +82,12 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def test_a_run_that_was_cut_off_and_resumed_is_the_straight_run_bit_for_bit(words, straight, cut_off):
+    started = load_file(cut_off / "checkpoint-4" / "adapter_model.safetensors")
     assert train.main([*words, "--out", str(cut_off), "--resume"])["steps"] == 8
     assert_same_run(straight, cut_off)
     steps = [event["step"] for event in events(straight) if event["event"] == "step"]
     assert steps == list(range(1, 9))
     saved = load_file(straight / "adapter_model.safetensors")
-    started = load_file(cut_off / "checkpoint-4" / "adapter_model.safetensors")
     assert any(not torch.equal(saved[name], started[name]) for name in saved)  # it did go on
 
 
@@ -227,7 +227,23 @@ def test_a_checkpoint_is_an_adapter_of_its_own(tiny, cut_off, straight):
         "state.json",
     }
     kept = sorted(path.name for path in find_checkpoints(str(straight)))
-    assert kept == ["checkpoint-4", "checkpoint-6"]  # the newest two; the end of the run is no checkpoint
+    assert kept == ["checkpoint-6", "checkpoint-8"]  # the newest two; the last step is one of them
+
+
+def test_an_evaluation_that_fails_at_the_end_costs_no_step(words, straight, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(CutOff):
+        patch.setattr(train, "save_adapter", lambda *_: stop())
+        train.main([*words, "--out", str(out)])
+    train.main([*words, "--out", str(out), "--resume"])
+    assert_same_run(straight, out)
+
+
+def test_a_last_line_that_was_cut_off_is_dropped(words, straight, cut_off):
+    with open(cut_off / "log.jsonl", "a") as file:
+        file.write('{"event": "step", "step": 6, "lo')
+    train.main([*words, "--out", str(cut_off), "--resume"])
+    assert_same_run(straight, cut_off)
 
 
 def test_an_unfinished_write_is_no_checkpoint(tiny, tmp_path, monkeypatch):

@@ -21,10 +21,11 @@ from torch.nn.functional import cross_entropy
 from transformers import TrainingArguments, get_linear_schedule_with_warmup
 
 import train
-from minarena.adapter import save_adapter
+from minarena.adapter import AdapterConfig, attach_adapter_, save_adapter
 from minarena.batching import micro_batches, rows_of_step
 from minarena.data import swapped
 from minarena.files import read_pairs
+from minarena.model import PreferenceModel
 from minarena.step import (
     lr_at,
     make_optimizer,
@@ -251,3 +252,38 @@ def test_order_both_averages_the_losses_of_both_orders_of_a_row(
 
 def test_tokens_are_counted_without_padding():
     assert real_tokens(ROWS) == sum(LENGTHS)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_cudnn_attention_is_off_in_the_forward_and_where_layers_are_recomputed(recompute, monkeypatch):
+    from transformers import LlamaConfig, LlamaModel
+
+    shape = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, vocab_size=20)
+    backbone = LlamaModel(LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=1))
+    model = PreferenceModel(backbone, torch.nn.Identity())
+    attach_adapter_(model, AdapterConfig(r=2))
+    if recompute:
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    enabled, sdpa = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*arguments, **keywords):
+        enabled.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return sdpa(*arguments, **keywords)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    rows = [np.arange(4, 9, dtype=np.int32), np.arange(4, 7, dtype=np.int32)]
+    train_step(model, make_optimizer(model, 0.0), rows, np.ones(2), lr=0.0, token_budget=64, pad_id=0)
+    assert enabled == [False] * (2 if recompute else 1)
+
+
+def test_an_infinite_logit_is_no_probability():
+    class Infinite(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, input_ids, attention_mask):
+            return torch.tensor([[float("inf"), 0.0]]).expand(len(input_ids), 2)
+
+    with pytest.raises(FloatingPointError, match="not finite"):
+        predict_first(Infinite(), [np.array([4, 5])], token_budget=8, pad_id=0)
