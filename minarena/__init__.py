@@ -1,2 +1,4 @@
-"""minarena: learn which of two chatbot answers a person prefers. The README's reading order says where to
-begin."""
+"""minarena: learn which of two chatbot answers a person prefers.
+
+The README's reading order says where to begin.
+"""

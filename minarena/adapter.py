@@ -44,8 +44,7 @@ class AdapterConfig:
 
 
 def make_head(kind: str, hidden: int, dropout: float, labels: int = 2) -> nn.Module:
-    """(rows, hidden) -> (rows, labels). mlp: the seed's, its order of dropout and GELU too; linear: as
-    transformers'."""
+    """(rows, hidden) -> (rows, labels). mlp: the seed's, dropout before GELU too; linear: transformers'."""
     if kind == "linear":
         return nn.Linear(hidden, labels, bias=False)
     return nn.Sequential(

@@ -20,8 +20,10 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
 
 
 def rows_of_step(step: int, rows: int, batch_size: int, seed: int) -> np.ndarray:
-    """Row numbers of optimiser step `step` (from 0): each epoch is a fresh permutation, drawn from (seed,
-    epoch)."""
+    """Row numbers of optimiser step `step` (from 0).
+
+    Each epoch is a fresh permutation, drawn from (seed, epoch); its last step has the rows that are left.
+    """
     epoch, k = divmod(step, steps_per_epoch(rows, batch_size))
     return np.random.default_rng([seed, epoch]).permutation(rows)[k * batch_size : (k + 1) * batch_size]
 
@@ -34,14 +36,13 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]
     micro-batch.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
-    batches, begin = [], 0
-    for i in range(len(order) + 1):
-        longest = lengths[order[begin]] if len(order) else 0
-        if i == len(order) or (i + 1 - begin) * longest > token_budget:
-            if i > begin:
-                batches.append(order[begin:i])
-            begin = i
-    return batches
+    batches: list[list[int]] = []
+    for i in order:
+        # lengths[batches[-1][0]] is the longest of the open micro-batch
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > token_budget:
+            batches.append([])
+        batches[-1].append(i)
+    return [np.array(batch) for batch in batches]
 
 
 def collate(
@@ -54,6 +55,4 @@ def collate(
     for i, row in enumerate(rows):
         ids[i, T - len(row) :] = row
         mask[i, T - len(row) :] = 1
-    return torch.from_numpy(ids).to(device, non_blocking=True), torch.from_numpy(mask).to(
-        device, non_blocking=True
-    )
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)

@@ -104,9 +104,8 @@ def save_checkpoint(
     tensors, plain = {}, {}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in flat(state):
-            if isinstance(
-                value, torch.Tensor
-            ):  # clone: bitsandbytes' states share a table, safetensors refuses that
+            # clone: bitsandbytes' states share a table, and safetensors refuses that
+            if isinstance(value, torch.Tensor):
                 tensors[f"{index}/{key}"] = value.detach().cpu().clone()
             else:
                 plain[f"{index}/{key}"] = value
@@ -122,8 +121,7 @@ def save_checkpoint(
 
 
 def flat(state: dict):
-    """(name, value) of an optimiser state; bitsandbytes nests its own one level down, and takes it back
-    flat."""
+    """(name, value) of an optimiser's state; bitsandbytes nests its own, and takes it back flat."""
     for key, value in state.items():
         yield from value.items() if isinstance(value, dict) else [(key, value)]
 

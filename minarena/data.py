@@ -17,8 +17,7 @@ TEXTS = ("prompt", "response_a", "response_b")
 
 
 def swapped(table: pd.DataFrame) -> pd.DataFrame:
-    """The mirrored table: each response in the other's place and P(a wins) turned round. Twice is no
-    change."""
+    """The mirrored table: each response in the other's place, P(a wins) turned round."""
     return table.assign(
         response_a=table["response_b"], response_b=table["response_a"], label=1 - table["label"]
     )

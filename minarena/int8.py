@@ -15,22 +15,30 @@ from torch.nn import functional as F
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(out, in) floats -> CB (out, in) int8, SCB (out,) fp32, by bitsandbytes' kernel and from fp16, as there
-    (bitsandbytes/nn/modules.py, Int8Params._quantize); values beyond fp16's 65,504 give infinite scales."""
+    """(out, in) floats -> CB (out, in) int8, SCB (out,) fp32, by bitsandbytes' kernel.
+
+    From fp16, as there (bitsandbytes/nn/modules.py, Int8Params._quantize): values beyond its 65,504 give
+    infinite scales.
+    """
     import bitsandbytes as bnb
 
     return bnb.functional.int8_vectorwise_quant(weight.contiguous().to(torch.float16))[:2]
 
 
 def dequantize(CB: Tensor, SCB: Tensor, dtype: torch.dtype) -> Tensor:
-    """(out, in) weights in `dtype`. Multiplied in fp32 and rounded once: a scale that is rounded to bf16
-    first would shift each whole row by up to 0.4 %."""
+    """(out, in) weights in `dtype`, multiplied in fp32 and rounded once.
+
+    A scale that is rounded to bf16 first would shift each whole row by up to 0.4 %.
+    """
     return torch.mul(CB, (SCB / 127).unsqueeze(1), out=torch.empty(CB.shape, dtype=dtype, device=CB.device))
 
 
 class DequantizedProduct(torch.autograd.Function):
-    """x W^T whose backward keeps the int8 weights only. Autograd on its own would keep every layer's
-    dequantized copy for the backward: 16.6 GB at 9B. W is frozen, so only x gets a gradient."""
+    """x W^T whose backward keeps the int8 weights only.
+
+    Autograd on its own would keep every layer's dequantized copy for the backward: 16.6 GB at 9B. W is
+    frozen, so only x gets a gradient.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, CB: Tensor, SCB: Tensor) -> Tensor:
@@ -44,8 +52,10 @@ class DequantizedProduct(torch.autograd.Function):
 
 
 class Int8Linear(nn.Module):
-    """A frozen linear over bitsandbytes' int8 weights: x (..., in) -> (..., out) in the compute dtype, which
-    is autocast's where autocast is on and x's own elsewhere."""
+    """A frozen linear over bitsandbytes' int8 weights: x (..., in) -> (..., out).
+
+    Computes in autocast's dtype where autocast is on, and in x's own elsewhere.
+    """
 
     def __init__(self, CB: Tensor, SCB: Tensor, bias: Tensor | None = None):
         super().__init__()
@@ -69,8 +79,7 @@ def stored_int8(linear: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def use_dequantized_(model: nn.Module) -> int:
-    """Replace every bitsandbytes Linear8bitLt of the model by an Int8Linear over the same memory; returns how
-    many."""
+    """Replace each Linear8bitLt by an Int8Linear over the same memory; returns their number."""
     import bitsandbytes as bnb
 
     found = [(name, m) for name, m in model.named_modules() if isinstance(m, bnb.nn.Linear8bitLt)]

@@ -16,11 +16,12 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear `base_layer` (anything with in_features and out_features) plus a trainable product of
-    rank r.
+    """A frozen linear `base_layer` plus a trainable product of rank r.
+
+    base_layer: anything with in_features, out_features and a weight on a device.
 
     A is Kaiming-uniform (a = sqrt 5), as in the authors' and PEFT's code; B is zero, so the first output is
-    the base's. A and B are fp32 and compute in the base's dtype under autocast.
+    the base's. A and B are fp32 and compute in autocast's dtype where it is on.
     """
 
     def __init__(

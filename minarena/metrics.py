@@ -15,9 +15,7 @@ def correct(label: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 def cross_entropy(label: np.ndarray, p: np.ndarray) -> np.ndarray:
     """-label ln p - (1 - label) ln(1 - p) of each row, in nats; no skill is ln 2 = 0.6931."""
-    p = np.clip(
-        p, 1e-15, 1 - 1e-15
-    )  # scikit-learn's bound, too: one certain mistake costs 34.5, not infinity
+    p = np.clip(p, 1e-15, 1 - 1e-15)  # a certain mistake costs 34.5, not infinity
     return -label * np.log(p) - (1 - label) * np.log(1 - p)
 
 
@@ -26,9 +24,8 @@ def standard_error(values: np.ndarray) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def scores(label: np.ndarray, p: np.ndarray) -> dict[str, float]:
-    """accuracy and log_loss with their standard errors (`_se`); None where no row counts (JSON has no
-    NaN)."""
+def scores(label: np.ndarray, p: np.ndarray) -> dict[str, float | None]:
+    """accuracy and log_loss with standard errors (`_se`); None where no row counts (JSON has no NaN)."""
     result = {}
     for name, values in (("accuracy", correct(label, p)), ("log_loss", cross_entropy(label, p))):
         result[name] = float(values.mean()) if len(values) else None

@@ -14,8 +14,7 @@ from minarena.int8 import use_dequantized_
 
 
 class PreferenceModel(nn.Module):
-    """`model` (backbone) and `score` (head), the names that transformers' sequence classifiers and PEFT's
-    files use.
+    """`model` (backbone) and `score` (head): the names in transformers' classifiers and PEFT's files.
 
     residual_dtype: of the residual stream. bf16 under bf16 on a GPU; fp32 on a CPU, and under fp16, whose
     largest number (65,504) Gemma's activations pass.
@@ -28,8 +27,10 @@ class PreferenceModel(nn.Module):
         self.residual_dtype = residual_dtype
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """input_ids, attention_mask (B, T), padded on either side -> logits (B, 2) fp32; index 0 = the first
-        answer wins."""
+        """input_ids, attention_mask (B, T), padded on either side -> logits (B, 2), fp32.
+
+        Index 0 = the answer shown first wins.
+        """
         embeddings = self.model.get_input_embeddings()(input_ids).to(self.residual_dtype)  # (B, T, C)
         hidden = self.model(
             inputs_embeds=embeddings,
@@ -39,9 +40,8 @@ class PreferenceModel(nn.Module):
             position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),
             use_cache=False,
         ).last_hidden_state
-        with torch.autocast(
-            hidden.device.type, enabled=False
-        ):  # head and logits are fp32 whatever surrounds them
+        # head and logits are fp32 whatever surrounds them
+        with torch.autocast(hidden.device.type, enabled=False):
             return self.score(pool_last(hidden, attention_mask).float())
 
 
@@ -104,8 +104,7 @@ def first_line(error: Exception) -> str:
 
 
 def check_folder(name: str) -> None:
-    """A local folder must hold what is needed, a name that looks like a path must be one: errors here are
-    short."""
+    """ValueError where a local folder lacks what is needed, or a name that looks like a path is none."""
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -119,8 +118,7 @@ def check_folder(name: str) -> None:
 
 
 def default_dtype(device: torch.device, training: bool) -> torch.dtype:
-    """bf16 on a GPU that computes in it; older ones infer in fp16 and train in fp32 (fp16 gradients
-    underflow)."""
+    """bf16 on a GPU that has it; older ones infer in fp16, and train in fp32 (fp16 gradients underflow)."""
     if device.type != "cuda":
         return torch.float32
     if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -133,8 +131,10 @@ def residual_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 
 
 def checkpoint_layers_(backbone: nn.Module, tokens: int, longest: int) -> bool:
-    """Recompute layers in the backward (Chen et al. 2016, https://arxiv.org/abs/1604.06174) where a training
-    step on `tokens` a micro-batch, in rows of at most `longest`, would not fit into the GPU; tells whether.
+    """Recompute layers in the backward where a training step would not fit into the GPU; tells whether.
+
+    tokens: of a micro-batch, in rows of at most `longest` tokens. Chen et al. 2016,
+    https://arxiv.org/abs/1604.06174.
 
     The estimate is rough: it decides, it promises nothing.
     """

@@ -23,8 +23,7 @@ from minarena.text import encode, pad_id
 
 @dataclass
 class TrainedAdapter:
-    """An adapter's folder, the order it was trained in (ab, ba or both) and its train_config.json ({} where
-    none)."""
+    """An adapter's folder, the order it was trained in (ab, ba, both), its train_config.json ({} if none)."""
 
     folder: str
     order: str
@@ -32,8 +31,10 @@ class TrainedAdapter:
 
 
 def find_adapter(argument: str) -> TrainedAdapter:
-    """`DIR` or `DIR:ba` -> the adapter; an order that is written in the argument wins over the recorded
-    one."""
+    """`DIR` or `DIR:ba` -> the adapter; an order in the argument wins over the recorded one.
+
+    Raises ValueError where there is no finished adapter, or its record is none.
+    """
     folder, _, order = argument.rpartition(":")
     if order not in ("ab", "ba", "both"):
         folder, order = argument, ""
@@ -58,8 +59,10 @@ def find_adapter(argument: str) -> TrainedAdapter:
 def passes(
     adapters: list[TrainedAdapter], tta: str, weights: list[float] | None
 ) -> list[tuple[int, str, float]]:
-    """(adapter number, order, weight) of every pass over the rows; an adapter's weight is shared by its
-    passes, and all weights add up to 1."""
+    """(adapter number, order, weight) of every pass over the rows.
+
+    An adapter's weight is shared by its passes, and all weights add up to 1.
+    """
     weights = np.array(weights or [1.0] * len(adapters)) / sum(weights or [len(adapters)])
     plan = []
     for i, adapter in enumerate(adapters):
@@ -79,8 +82,9 @@ def predict_pairs(
     weights: list[float] | None = None,
     **how,
 ) -> pd.Series:
-    """P(the table's response_a wins), one value for each id; `table` has repaired texts. Changes the model's
-    adapter.
+    """P(the table's response_a wins), one value for each id. Changes the model's adapter.
+
+    table: with repaired texts and unique ids.
 
     tta: "uncertain" is "all" for the `fraction` of the rows whose p is nearest 0.5, and "none" for the others
     (the 12th of the WSDM Cup, see snip.py).

@@ -70,9 +70,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def without_cudnn_attention():
-    """A context in which SDPA leaves cuDNN alone, whose backward gives NaN with a mask at some widths
-    (https://github.com/pytorch/pytorch/issues/196678). It goes round the backward, too: recomputed layers
-    choose their kernel again."""
+    """A context in which SDPA leaves cuDNN alone, whose backward gives NaN with a mask at some widths.
+
+    https://github.com/pytorch/pytorch/issues/196678. It goes round the backward, too: recomputed layers
+    choose their kernel again.
+    """
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 

@@ -60,8 +60,7 @@ def fix_texts(texts: list[str]) -> list[str]:
 
 
 def load_tokenizer(folder: str):
-    """The base's fast tokenizer. Raises ValueError where it is missing or has no token that could end a
-    row."""
+    """The base's fast tokenizer; ValueError where it is missing or has no token that could end a row."""
     from transformers import AutoTokenizer
 
     try:
@@ -74,21 +73,24 @@ def load_tokenizer(folder: str):
 
 
 def pad_id(tokenizer) -> int:
-    """The id that fills rows up: the base's pad token, or EOS where it has none. The mask says what is
-    padding, never the id: with pad = EOS (Qwen, SmolLM2) the two look the same."""
+    """The id that fills rows up: the base's pad token, or EOS where it has none.
+
+    The mask says what is padding, never the id: with pad = EOS (Qwen, SmolLM2) the two look the same.
+    """
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def encode(
     tokenizer, table: pd.DataFrame, max_length: int, truncation: str = "left", batch_rows: int = BATCH
 ) -> list[np.ndarray]:
-    """Token ids of each row as it stands in the table (swap the table to get the other order): int32 arrays
-    of at most max_length tokens. A row that is too long loses its beginning (left) or the middle of each part
-    (middle, snip.py), never its BOS or EOS.
+    """Token ids of each row as it stands in the table (swap the table to get the other order).
+
+    Returns int32 arrays of at most max_length tokens. A row that is too long loses its beginning (left) or
+    the middle of each part (middle, snip.py), never its BOS or EOS.
 
     BOS and EOS are added by hand: `add_eos_token = True` on a Gemma tokenizer silently drops the BOS
     (transformers 5.23). Texts cannot become special tokens: `split_special_tokens` spells an `<eos>` in them
-    out, letter by letter.
+    out in ordinary tokens.
     """
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     end = [tokenizer.eos_token_id]

@@ -74,17 +74,14 @@ PHRASES = {
 
 
 def demo_pairs(rows: int, seed: int, held_out: bool = False) -> pd.DataFrame:
-    """`rows` generated pairs in data.py's table, ids demo-0, ...; held-out pairs are about topics that
-    training never saw."""
+    """`rows` generated pairs as data.py's table; held-out ones are about topics that training never saw."""
     rng = np.random.default_rng([seed, held_out])
     table = []
     for i in range(rows):
         language = list(PHRASES)[rng.integers(len(PHRASES))]
         questions, topics, answers, polite, rude = PHRASES[language]
         topic = rng.choice(topics[-2:] if held_out else topics[:-2])
-        words = (
-            [polite, rude] if rng.random() < 0.5 else [rude, polite]
-        )  # a fair coin: the position carries nothing
+        words = [polite, rude] if rng.random() < 0.5 else [rude, polite]  # so the position carries nothing
         first, second = (f"{rng.choice(answers).format(topic)} {rng.choice(w)}" for w in words)
         label = float((words[0] is polite) != (rng.random() < LABEL_NOISE))
         name = f"demo-{'held-out-' * held_out}{i}"
@@ -93,8 +90,11 @@ def demo_pairs(rows: int, seed: int, held_out: bool = False) -> pd.DataFrame:
 
 
 def tiny_config(**changes):
-    """transformers' configuration of the tiny Gemma-2. initializer_range 0.2, not 0.02: at the usual value a
-    random model passes on so little of its input that the demo stays at chance (accuracy .54)."""
+    """transformers' configuration of the tiny Gemma-2.
+
+    initializer_range 0.2, not 0.02: at the usual value a random model passes on so little of its input that
+    the demo stays at chance (accuracy .54).
+    """
     from transformers import Gemma2Config
 
     settings = dict(
@@ -136,8 +136,7 @@ def write_tiny(folder: str, seed: int = 0, **changes) -> str:
 
 @contextlib.contextmanager
 def base_folder(name: str) -> Iterator[str]:
-    """The folder or hub id to load for `--model name`: `tiny` is made in a temporary folder, other names
-    stay."""
+    """What to load for `--model name`: `tiny` is made in a temporary folder, other names stay as they are."""
     if name != "tiny":
         yield name
         return
