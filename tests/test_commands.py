@@ -169,6 +169,49 @@ def test_swap_trains_on_the_mirrored_text_byte_for_byte(tiny, tmp_path, capsys):
     np.testing.assert_allclose(swap["p_a_ab"], 1 - hand["p_a_ba"], rtol=0, atol=1e-12)
 
 
+def test_training_and_inference_repair_and_cut_a_text_alike(tiny, tmp_path, capsys):
+    """Of broken text both see what ftfy makes of it, and no more than --max-length tokens of it."""
+    adapters, probs = [], []
+    for name, broken in (("broken", True), ("mended", False)):
+        for part, rows in (("train", 12), ("valid", 8)):
+            table = demo_pairs(rows, seed=3, held_out=part == "valid")
+            for column in ("prompt", "response_a", "response_b"):
+                table[column] = [("schÃ¶n &amp; " if broken else "schön & ") + text for text in table[column]]
+            write_pairs(tmp_path / f"{name}-{part}.parquet", table)
+        run, valid = tmp_path / name, tmp_path / f"{name}-valid.parquet"
+        words = f"--model {tiny} --data {tmp_path}/{name}-train.parquet --eval-data {valid} --batch-size 4"
+        train.main([*words.split(), *f"--lora-r 4 --lr 1e-2 --max-length 80 --out {run}".split()])
+        adapters.append(load_file(run / "adapter_model.safetensors"))
+        outs = f"--out {tmp_path}/s.csv --probs {tmp_path}/p.parquet"
+        infer.main([*f"--adapter {run} --data {valid} {outs}".split()])
+        probs.append(pd.read_parquet(tmp_path / "p.parquet")["winner_model_a"])
+        seen_in_training = pd.read_parquet(run / "eval.parquet")["p_a_ab"]
+        np.testing.assert_allclose(probs[-1], seen_in_training, rtol=0, atol=1e-6)
+        infer.main([*f"--adapter {run} --data {valid} {outs} --max-length 400".split()])
+        uncut = pd.read_parquet(tmp_path / "p.parquet")["winner_model_a"]
+        assert np.abs(uncut - seen_in_training).max() > 1e-4  # the cut was one
+    assert all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
+    np.testing.assert_array_equal(*probs)
+
+
+def test_the_demos_learning_rate_is_its_own_and_a_typed_one_wins(tiny, pairs_file, tmp_path, capsys):
+    valid = write_pairs(tmp_path / "valid.parquet", demo_pairs(2, seed=4, held_out=True))
+    for number, (model, typed, lr) in enumerate(
+        [
+            ("tiny", [], 5e-3),
+            ("tiny", ["--lr", "1e-3"], 1e-3),
+            (tiny, [], 2e-4),
+            (tiny, ["--lr", "1e-3"], 1e-3),
+        ]
+    ):
+        words = f"--model {model} --data {pairs_file} --eval-data {valid} --limit 4 --batch-size 2"
+        train.main([*words.split(), *typed, "--warmup-ratio", "0", "--out", str(tmp_path / str(number))])
+        assert json.loads((tmp_path / str(number) / "train_config.json").read_text())["lr"] == lr
+        first = json.loads((tmp_path / str(number) / "log.jsonl").read_text().splitlines()[0])
+        assert first["lr"] == lr  # that of a first step without warm-up
+        assert ("the demo's own" in capsys.readouterr().err) == (model == "tiny" and not typed)
+
+
 def test_training_over_an_8_bit_folder_is_training_over_the_float_one(tiny, pairs_file, tmp_path, capsys):
     quantize.main(["--model", tiny, "--out", str(tmp_path / "base-8bit")])
     losses = []

@@ -110,10 +110,14 @@ def test_weights_after_five_steps_are_those_of_torch_adamw(tiny):
     theirs = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=False, foreach=False)
     optimizer = make_optimizer(model, weight_decay=0.1)
     before = copy.deepcopy(dict(model.named_parameters()))
-    for lr in (0.0, 3e-3, 5e-3, 2e-3, 1e-3):
-        train_step(model, optimizer, ROWS, P_FIRST, max_grad_norm=0.5, **STEP | {"lr": lr})
+    for step, lr in enumerate((0.0, 3e-3, 5e-3, 2e-3, 1e-3)):
+        rows, p_first = (
+            ROWS[step : step + 3],
+            P_FIRST[step : step + 3],
+        )  # others each step: the averages matter
+        train_step(model, optimizer, rows, p_first, max_grad_norm=0.5, **STEP | {"lr": lr})
         theirs.zero_grad()
-        naive_loss(other.train()).backward()
+        naive_loss(other.train(), rows, p_first).backward()
         torch.nn.utils.clip_grad_norm_([p for _, p in named], 0.5)
         for group in theirs.param_groups:
             group["lr"] = lr
