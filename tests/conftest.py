@@ -5,7 +5,7 @@ tokenizer: one token a byte
 pairs_file: 64 generated pairs in the competition's columns, as parquet
 runs, alone: two adapters that tell rows apart, and the probability of one row by itself
 small_parts: inference in parts of five rows
-demo: what the README's three demo commands left behind (the slowest thing here: started once, side by side)
+demo: what the README's three demo commands left behind (the slowest thing here: it runs beside other tests)
 """
 
 import json
@@ -35,6 +35,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and there is none here"))
+    items.sort(key=lambda item: "demo" in getattr(item, "fixturenames", ()))  # by then the demo has run
 
 
 @pytest.fixture(autouse=True)
@@ -60,38 +61,43 @@ def pairs_file(tmp_path_factory) -> str:
     return write_pairs(tmp_path_factory.mktemp("data") / "pairs.parquet", demo_pairs(64, seed=5))
 
 
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory):
-    """A folder in which the README's demo commands ran, and (stdout's last line, stderr) of each.
+def start(folder: Path, name: str, script: str, *words: str) -> subprocess.Popen:
+    """A command of ours in the background; what it says goes to files (a full pipe would stop it)."""
+    # each import is listed on stderr: test_house.py counts what `train.py --swap` walks through
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(REPOSITORY / script), *words]
+    with open(folder / f"{name}.out", "w") as out, open(folder / f"{name}.err", "w") as err:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def trainings(request, tmp_path_factory):
+    """The demo's two trainings, begun before the first test where one of the tests asks for `demo`: the
+    slowest thing here runs beside the other tests. Gives the folder and the processes by name.
 
     The first of the two models sees 160 rows only: it has to be in the ensemble, not to be good.
     """
-    folder = tmp_path_factory.mktemp("demo")
-    commands = {
-        "ab": ["train.py", "--limit", "160"],
-        "ba": ["train.py", "--swap"],
-        "infer": ["infer.py", "--adapter", "runs/ab", "runs/ba", "--probs", "probs.csv"],
-    }
-    # each import is listed on stderr: test_house.py counts what `train.py --swap` walks through
-    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1", "CUDA_VISIBLE_DEVICES": ""}
-    said = {}
-    for together in (["ab", "ba"], ["infer"]):
-        started = {}
-        for name in together:
-            script, *rest = commands[name]
-            started[name] = subprocess.Popen(
-                [sys.executable, str(REPOSITORY / script), *rest],
-                cwd=folder,
-                env=environment,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-        for name, process in started.items():
-            stdout, stderr = process.communicate()
-            assert process.returncode == 0, f"{commands[name]}: {stderr[-2000:]}"
-            said[name] = (json.loads(stdout.splitlines()[-1]), stderr)
-    return folder, said
+    folder, started = tmp_path_factory.mktemp("demo"), {}
+    if any("demo" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        started["ba"] = start(folder, "ba", "train.py", "--swap")
+        started["ab"] = start(folder, "ab", "train.py", "--limit", "160")
+    yield folder, started
+    for process in started.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def demo(trainings):
+    """A folder in which the README's demo commands ran, and (stdout's last line, stderr) of each."""
+    folder, started = trainings
+    for name in ("ab", "ba", "infer"):
+        if name == "infer":
+            words = ["--adapter", "runs/ab", "runs/ba", "--probs", "probs.csv"]
+            started[name] = start(folder, name, "infer.py", *words)
+        assert started[name].wait() == 0, f"{name}: {(folder / f'{name}.err').read_text()[-2000:]}"
+    said = {name: [(folder / f"{name}.{end}").read_text() for end in ("out", "err")] for name in started}
+    return folder, {name: (json.loads(out.splitlines()[-1]), err) for name, (out, err) in said.items()}
 
 
 @pytest.fixture(scope="session")
