@@ -81,7 +81,10 @@ def read_file(path: str, ties: str | None, limit: int | None, bar) -> tuple[pd.D
         progress.close()
     if not rows:
         raise ValueError(f"{path}: no rows")
-    table = pd.concat(parts, ignore_index=True).head(limit or rows)
+    table = pd.concat(parts, ignore_index=True)
+    if limit and len(table) > limit:
+        unused["beyond --limit"] = len(table) - limit
+        table = table.head(limit)
     table = dealt(table) if convert is from_chosen else table
     reasons = "".join(f"; {count:,} {reason}" for reason, count in unused.items() if count)
     name = convert.__name__.removeprefix("from_")

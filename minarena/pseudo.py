@@ -74,6 +74,8 @@ def write_labels(path: str, table: pd.DataFrame, p_a: pd.Series, threshold: floa
     if threshold is not None:
         sure = np.maximum(p, 1 - p) > threshold
         table, p = table[sure], (p[sure] > 0.5).astype(float)
+    if not len(table):
+        raise ValueError(f"--pseudo-threshold {threshold}: no row is that sure: lower it")
     labels = table[["id", *TEXTS]].assign(winner=[[float(x), 1 - float(x)] for x in p])
     write_whole(labels, path)
     return len(labels)

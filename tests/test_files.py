@@ -52,7 +52,9 @@ def test_rows_that_teach_nothing_are_counted_by_reason_and_kept_for_inference(tm
     half = read_pairs([path], ties="half")
     assert list(half["id"]) == ["0", "5", "6", "8"] and list(half["label"]) == [1, 0.5, 0.5, 0]
     assert list(read_pairs([path])["id"]) == [str(i) for i in range(9)]
+    capsys.readouterr()
     assert read_pairs([path], limit=2, ties="half")["id"].tolist() == ["0", "5"]
+    assert "9 rows read, 2 used" in (said := capsys.readouterr().err) and "2 beyond --limit" in said
 
 
 def test_a_rows_fold_does_not_depend_on_which_other_rows_are_used(tmp_path):

@@ -102,6 +102,8 @@ def test_above_a_threshold_labels_are_hard_and_the_other_rows_are_left_out(runs,
     labels = label_file(hard)
     assert labels == {i: float(p > 0.5) for i, p in label_file(soft).items() if confidence[i] > threshold}
     assert 0 < len(labels) < len(confidence) and set(labels.values()) <= {0.0, 1.0}
+    with pytest.raises(ValueError, match=r"--pseudo-threshold 0\.9999: no row is that sure"):
+        infer.main([*words, "--pseudo", str(tmp_path / "none.parquet"), "--pseudo-threshold", "0.9999"])
 
 
 def test_options_that_make_no_sense_together_are_refused(runs, tmp_path):
