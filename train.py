@@ -137,7 +137,12 @@ def resolve(config: TrainConfig, device: torch.device) -> None:
     if config.model != "tiny":
         check_folder(config.model)
     if config.model == "tiny":
-        say("This is the demo: a tiny random Gemma-2. --model and --data train a real one.")
+        what = (
+            "Your rows, but a tiny random Gemma-2"
+            if config.data
+            else "This is the demo: a tiny random Gemma-2"
+        )
+        say(f"{what}. --model and --data train a real one.")
     if config.model == "tiny" and config.lr is None:
         config.lr = DEMO_LR
         say(f"lr {DEMO_LR} is the demo's own (2e-4 teaches a random base nothing); a typed --lr wins.")
@@ -205,7 +210,7 @@ def describe(
         torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )
     longest, most = max(map(len, rows)), sum(len(row) == config.max_length for row in rows)
-    cut = f"{most:,} rows have --max-length {config.max_length} tokens: may have lost their start"
+    cut = f"{most:,} rows as long as --max-length {config.max_length}, so perhaps without their start"
     if config.truncation == "middle":
         cut = f"the middle of each part of a row that is over --max-length {config.max_length} tokens"
     say(
@@ -249,7 +254,7 @@ def report(config: TrainConfig, figures: dict, rows: int) -> None:
         say(f"  order {name:13}  {'   '.join(cells)}" + "   (the order trained)" * (name == config.order))
     if rows < 200:
         say("Fewer than 200 held-out rows: the standard errors (±) say how little these figures tell.")
-    say(f"Next: python infer.py --adapter {config.out}")
+    say(f"Next: python infer.py --adapter {config.out}" + " --data FILE" * bool(config.data))
 
 
 if __name__ == "__main__":

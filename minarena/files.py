@@ -64,11 +64,12 @@ def read_file(path: str, ties: str | None, limit: int | None, bar) -> tuple[pd.D
     """(the table of a file's usable rows, number of rows read). Beside data.py's columns it has `row`, the
     row's number in the file, and `made_id`, whether the id is ours. For the arguments see read_pairs."""
     parts, unused, rows, convert = [], Counter(), 0, None
-    size = Path(path).stat().st_size if bar and Path(path).is_file() else 0
-    progress = bar(total=size, desc=f"read {Path(path).name}", unit="B", unit_scale=True) if size else None
+    progress = None
     for frame, position in read_frames(path):
         if convert is None:
             convert, columns = layout(frame, path), frame.columns
+            size = Path(path).stat().st_size
+            progress = bar and bar(total=size, desc=f"read {Path(path).name}", unit="B", unit_scale=True)
         frame = frame.reindex(columns=columns).assign(row=range(rows + 1, rows + len(frame) + 1))
         rows += len(frame)
         part = convert(frame, path)
