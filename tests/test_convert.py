@@ -254,7 +254,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
     """The sample is taken where a matrix is quantized; all that came before it must be on disk by then."""
     converted(write_base("llama", tmp_path / "small"), tmp_path / "first")  # what a first time alone takes
     base = write_base(
-        "llama", tmp_path / "base", hidden_size=512, intermediate_size=1024, num_hidden_layers=10
+        "llama", tmp_path / "base", hidden_size=512, intermediate_size=2048, num_hidden_layers=12
     )
     source, samples, quantize = open_source(base), [], minarena.convert.quantize
     (tmp_path / "out").mkdir()
@@ -264,5 +264,5 @@ def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
         minarena.convert, "quantize", lambda W: samples.append(anonymous_bytes()) or quantize(W)
     )
     convert(source, tmp_path / "out")
-    assert bytes_to_write(source) > 16e6
-    assert max(samples) - start < 4e6
+    assert bytes_to_write(source) > 38e6
+    assert max(samples) - start < 13e6  # a third; the allocator alone was seen to move by 6e6
