@@ -1,7 +1,8 @@
 """How fast files become token ids, where the time goes, and in how much memory.
 
     python benchmarks/read_speed.py --data train.parquet --repeat 25 --tokenizer smollm2
- Reads, repairs and tokenises the rows of --data, repeated, with ids of their own, to the size of interest.
+
+Reads, repairs and tokenises the rows of --data, repeated, with ids of their own, to the size of interest.
 Each stage says rows/s, CPU seconds of this process (all threads; the pool's are not in it), and the most
 anonymous memory of this process and its children up to its end. Then, for comparison, on --sample rows: ftfy
 in one process, ftfy on every text (no shortcut for plain ASCII), the other order, the middle cut, and the
