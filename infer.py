@@ -10,7 +10,6 @@ command goes on. The last line on stdout is one JSON object.
 
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from minarena.config import InferConfig, parse, run
+from minarena.config import InferConfig, parse, run, say
 from minarena.data import file_record
 from minarena.files import read_pairs
 from minarena.metrics import scores
@@ -130,10 +129,6 @@ def done(adapters: list[TrainedAdapter], config: InferConfig) -> list[str]:
 
 def weights_record(adapter: TrainedAdapter) -> str:
     return file_record(f"{adapter.folder}/adapter_model.safetensors")["sha256"]
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def recorded(adapters: list[TrainedAdapter], name: str, default=None):

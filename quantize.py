@@ -11,7 +11,6 @@ memory, to the last hidden state. The last line on stdout is one JSON object; th
 
 import json
 import math
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import nn
 
 from minarena.batching import collate
 from minarena.checkpoint import RECORDED, commit
-from minarena.config import QuantizeConfig, parse, run
+from minarena.config import QuantizeConfig, first_line, parse, run, say
 from minarena.convert import (
     Source,
     bytes_to_write,
@@ -75,10 +74,6 @@ def main(argv: list[str] | None = None) -> dict:
     return result
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def local_folder(name: str) -> str:
     """The folder of a base that may be a hub id: its safetensors, configuration and tokenizer are fetched."""
     check_folder(name)
@@ -90,7 +85,7 @@ def local_folder(name: str) -> str:
     try:
         return snapshot_download(name, allow_patterns=wanted)
     except (ValueError, OSError) as error:  # the hub's errors are both
-        raise ValueError(f"--model {name}: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"--model {name}: {first_line(error)}") from error
 
 
 def announce(source: Source, config: QuantizeConfig) -> None:

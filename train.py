@@ -10,7 +10,6 @@ The last line on stdout is one JSON object; everything meant for people goes to 
 
 import json
 import resource
-import sys
 import time
 from dataclasses import asdict
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from minarena.adapter import AdapterConfig, attach_adapter_, load_adapter_, read_adapter, save_adapter
 from minarena.batching import rows_of_step, steps_per_epoch
 from minarena.checkpoint import claim, open_log, restore_, save_checkpoint
-from minarena.config import TrainConfig, parse, run
+from minarena.config import TrainConfig, parse, run, say
 from minarena.data import file_record, row_weights, split, swapped
 from minarena.metrics import scores
 from minarena.model import (
@@ -78,10 +77,8 @@ def main(argv: list[str] | None = None) -> dict:
     for step in bar:
         # -------------------------------------------------------- one optimiser step
         step_start = time.perf_counter()
-        chosen = rows_of_step(step, n, config.batch_size, config.seed)
-        ids = pairs["id"].iloc[chosen]
-        if config.order == "both":
-            chosen = np.concatenate([chosen, chosen + n])
+        drawn = rows_of_step(step, n, config.batch_size, config.seed)
+        chosen = np.concatenate([drawn, drawn + n]) if config.order == "both" else drawn
         step_rows = [rows[i] for i in chosen]
         lr = lr_at(step, steps, config.lr, config.warmup_ratio)
         seed_dropout(config.seed, step)
@@ -98,10 +95,12 @@ def main(argv: list[str] | None = None) -> dict:
                 **computing,
             )
         except FloatingPointError as error:
-            raise FloatingPointError(f"step {step + 1}: {error}; weights untouched; rows {[*ids]}") from error
+            ids = pairs["id"].iloc[drawn].tolist()
+            raise FloatingPointError(f"step {step + 1}: {error}; weights untouched; rows {ids}") from error
         # -------------------------------------------------------- its record, and now and then more
-        tokens += real_tokens(step_rows)
-        speed = real_tokens(step_rows) / (time.perf_counter() - step_start)
+        step_tokens = real_tokens(step_rows)
+        tokens += step_tokens
+        speed = step_tokens / (time.perf_counter() - step_start)
         log("step", step + 1, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed, 1))
         mean_speed = tokens / (time.perf_counter() - start)
         bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, {mean_speed:,.0f} tokens/s")
@@ -123,10 +122,6 @@ def main(argv: list[str] | None = None) -> dict:
     report(config, figures, len(held_out))
     print(json.dumps(result))
     return result
-
-
-def say(*lines: str) -> None:
-    print(*lines, sep="\n", file=sys.stderr)
 
 
 def resolve(config: TrainConfig, device: torch.device) -> None:

@@ -22,7 +22,7 @@ from minarena.adapter import AdapterConfig, attach_adapter_
 from minarena.batching import micro_batches
 from minarena.int8 import use_dequantized_
 from minarena.model import PreferenceModel, checkpoint_layers_, default_dtype, residual_dtype
-from minarena.step import make_optimizer, real_tokens, seed_dropout, train_step
+from minarena.step import make_optimizer, real_tokens, seed_dropout, train_step, trainable
 
 SEED = 0xFACED
 
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         "micro_batches_a_step": round(len(batches) / options.steps, 2),
     }
     result |= {"peak_gib": base.peak_gib(), "first_step_seconds": round(warmup[0][1], 2)}
-    result |= {"checkpointed": checkpointed, "trainable": sum(p.numel() for p in parameters(model))}
+    result |= {"checkpointed": checkpointed, "trainable": sum(p.numel() for p in trainable(model))}
     if options.profile:
         write_profile(options.profile, lambda: step(options.warmup + options.steps))
     base.print_result(vars(options), result)
@@ -104,10 +104,6 @@ def preference_model(shape: str, device: torch.device, dtype: torch.dtype, matmu
     if matmul == "dequant":
         use_dequantized_(backbone)
     return PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
-
-
-def parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
 
 
 def write_profile(path: str, run) -> None:

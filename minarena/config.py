@@ -235,6 +235,16 @@ def train_contradiction(config: TrainConfig, typed: dict) -> str:
     return ""
 
 
+def say(*lines: str) -> None:
+    """What is meant for people goes to stderr: stdout's last line is the command's JSON object."""
+    print(*lines, sep="\n", file=sys.stderr)
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says first, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def run(main: Callable) -> None:
     """Call a command's main; what a user can cause (ValueError, OSError, bad numbers) ends in one line."""
     try:

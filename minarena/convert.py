@@ -21,6 +21,7 @@ from torch.linalg import vector_norm
 from tqdm import tqdm
 
 from minarena.adapter import finite
+from minarena.config import first_line
 from minarena.int8 import dequantize, quantize
 from minarena.lora import PROJECTIONS, merged_weight
 from minarena.merge import Merge, Shapes, read_merge
@@ -91,7 +92,7 @@ def classifier(folder: str, labels: int) -> tuple[object, Shapes]:
         with torch.device("meta"):  # names and shapes without memory
             model = AutoModelForSequenceClassification.from_config(config)
     except (ValueError, OSError, KeyError) as error:
-        raise ValueError(f"--model {folder}: config.json: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"--model {folder}: config.json: {first_line(error)}") from error
     if method and not method.get("load_in_8bit"):
         raise ValueError(f"--model {folder}: {method.get('quant_method')} weights: take the float model")
     for name, module in model.named_modules():

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from minarena.config import first_line
 from minarena.int8 import use_dequantized_
 
 
@@ -35,8 +36,7 @@ class PreferenceModel(nn.Module):
         hidden = self.model(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
-            # counted from each row's first token: under rotary embeddings a shift changes nothing but
-            # rounding
+            # counted from each row's first token: under rotary embeddings a shift only changes rounding
             position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),
             use_cache=False,
         ).last_hidden_state
@@ -97,10 +97,6 @@ def load_backbone(
     if matmul == "dequant":
         use_dequantized_(backbone)
     return backbone.requires_grad_(False)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def check_folder(name: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from minarena.checkpoint import flush_to_disk
+from minarena.config import first_line
 
 PART = 10_000  # rows: some minutes of a 9B on one GPU, the most that an interruption costs
 
@@ -50,7 +51,7 @@ def stored_part(folder: Path | None, name: str, ids: pd.Series) -> np.ndarray | 
         stored = pd.read_parquet(path)
         return stored["p"].to_numpy() if list(stored["id"]) == list(ids) else None
     except (ValueError, OSError, KeyError) as error:
-        print(f"{path} is damaged ({str(error).splitlines()[0]}): computed again", file=sys.stderr)
+        print(f"{path} is damaged ({first_line(error)}): computed again", file=sys.stderr)
         return None
 
 

@@ -21,8 +21,8 @@ from minarena.batching import collate, micro_batches
 def lr_at(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
     """Learning rate of optimiser step `step` (from 0) of `steps`: linear from 0 to `peak`, then linear to 0.
 
-    The same numbers as transformers' get_linear_schedule_with_warmup, the seed's: the very first step has lr
-    0.
+    The same numbers as transformers' get_linear_schedule_with_warmup, the seed's: with a warm-up, the very
+    first step has lr 0.
     """
     warmup = math.ceil(steps * warmup_ratio)
     if step < warmup:
@@ -108,6 +108,7 @@ def train_step(
     """
     device = next(model.parameters()).device
     w = torch.ones(len(rows)) if row_weights is None else torch.as_tensor(row_weights, dtype=torch.float32)
+    total = w.sum().item()
     model.train()
     optimizer.zero_grad()
     loss = torch.zeros((), device=device)
@@ -118,7 +119,7 @@ def train_step(
             with autocast(device, dtype):
                 logits = model(input_ids, mask)
             losses = preference_loss(logits, target, label_smoothing)
-            part = (losses * w[chosen].to(device, non_blocking=True)).sum() / w.sum().item()
+            part = (losses * w[chosen].to(device, non_blocking=True)).sum() / total
             part.backward()
         loss += part.detach()
     grad_norm = nn.utils.clip_grad_norm_(trainable(model), max_grad_norm or float("inf"))

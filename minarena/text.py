@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from minarena.config import first_line
 from minarena.data import TEXTS
 
 TEMPLATE = "<prompt>: {}\n\n<response_a>: {}\n\n<response_b>: {}"
@@ -66,7 +67,7 @@ def load_tokenizer(folder: str):
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers raises a dozen kinds here, for one user's mistake
-        raise ValueError(f"{folder}: no usable tokenizer: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"{folder}: no usable tokenizer: {first_line(error)}") from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ValueError(f"{folder}: the tokenizer must be a fast one with an EOS token")
     return tokenizer
