@@ -21,7 +21,14 @@ from minarena.config import InferConfig, parse, run, say
 from minarena.data import file_record
 from minarena.files import read_pairs
 from minarena.metrics import scores
-from minarena.model import PreferenceModel, check_folder, default_dtype, load_backbone, residual_dtype
+from minarena.model import (
+    PreferenceModel,
+    check_folder,
+    default_dtype,
+    load_backbone,
+    residual_dtype,
+    take_fast_path_,
+)
 from minarena.parts import PART, open_parts, write_whole
 from minarena.predict import TrainedAdapter, find_adapter, passes, predict_pairs
 from minarena.pseudo import check, distilled, unlabelled, write_labels
@@ -97,6 +104,7 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
         tokenizer = load_tokenizer(folder)
         backbone = load_backbone(folder, device, dtype, matmul=matmul)
     model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
+    take_fast_path_(model, config.fast, dtype)
     texts = repaired(table)
     start = time.perf_counter()
     p_a = predict_pairs(

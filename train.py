@@ -27,10 +27,11 @@ from minarena.metrics import scores
 from minarena.model import (
     PreferenceModel,
     check_folder,
-    checkpoint_layers_,
     default_dtype,
+    fit_layers_,
     load_backbone,
     residual_dtype,
+    take_fast_path_,
 )
 from minarena.step import (
     lr_at,
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> dict:
     pairs, shown = pairs[["id"]], None  # texts are no longer needed, and of 600,000 rows they are gigabytes
     n, steps = len(pairs), config.epochs * steps_per_epoch(len(pairs), config.batch_size)
     done = restore_(config.out, model, optimizer) if config.resume else 0
-    recomputed = checkpoint_layers_(model.model, budget, longest=max(map(len, rows)))
+    recomputed = fit_layers_(model, budget, longest=max(map(len, rows)))
     describe(config, model, n, held_out, rows, steps, budget, recomputed)
     log = open_log(config.out, done)
     tokens, start = 0, time.perf_counter()
@@ -184,7 +185,9 @@ def build(config: TrainConfig, device: torch.device):
     model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
     dropouts = {"dropout": config.lora_dropout, "head_dropout": config.head_dropout}
     if config.init_adapter:
-        return model, load_adapter_(model, config.init_adapter, **dropouts), tokenizer, dtype
+        adapter = load_adapter_(model, config.init_adapter, **dropouts)
+        take_fast_path_(model, config.fast, dtype)
+        return model, adapter, tokenizer, dtype
     adapter = AdapterConfig(
         r=config.lora_r,
         alpha=config.lora_alpha,
@@ -193,11 +196,12 @@ def build(config: TrainConfig, device: torch.device):
         **dropouts,
     )
     attach_adapter_(model, adapter, config.seed)
+    take_fast_path_(model, config.fast, dtype)
     return model, adapter, tokenizer, dtype
 
 
 def describe(
-    config: TrainConfig, model, n: int, held_out, rows: list, steps: int, budget: int, recomputed: bool
+    config: TrainConfig, model, n: int, held_out, rows: list, steps: int, budget: int, recomputed: int
 ):
     """The first screen: what is trained on what, for how long, and where it goes."""
     device = next(model.parameters()).device
@@ -218,7 +222,9 @@ def describe(
         f"output    {config.out}",
     )
     if recomputed:
-        say("layers    recomputed in the backward (checkpointing): their activations would not fit")
+        say(
+            f"layers    {recomputed} recomputed in the backward (checkpointing): they would not fit otherwise"
+        )
 
 
 def evaluate(model, held_out: pd.DataFrame, eval_rows: list, computing: dict) -> tuple[dict, pd.DataFrame]:

@@ -20,9 +20,8 @@ import torch
 from benchmarks import random_base as base
 from benchmarks.train_speed import SEED, preference_model, write_profile
 from minarena.adapter import AdapterConfig, attach_adapter_
-from minarena.batching import micro_batches
-from minarena.model import default_dtype
-from minarena.step import predict_first, real_tokens
+from minarena.model import default_dtype, take_fast_path_
+from minarena.step import batches, predict_first, real_tokens
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     dtype = names.get(options.dtype) or default_dtype(device, training=False)
     model = preference_model(options.shape, device, dtype, options.matmul)
+    take_fast_path_(model, options.fast, dtype)
     rows = base.random_rows(options.rows, model.model.config.vocab_size, SEED, options.max_length)
     computing = {"token_budget": options.token_budget, "pad_id": 0, "dtype": dtype}
 
@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     result |= {
         "rows_per_second": round(len(rows) * len(seconds) / sum(seconds), 2),
         "pairs_per_second_two_passes": round(len(rows) * len(seconds) / sum(seconds) / 2, 2),
-        "fill": base.fill(rows, micro_batches([len(row) for row in rows], options.token_budget)),
+        "fill": base.fill(rows, batches(model, rows, options.token_budget), bool(model.fast)),
+        "fast": bool(model.fast),
         "peak_gib": base.peak_gib(),
         "first_32_rows_seconds": round(first_seconds, 2),
         "attach_seconds": round(sum(attaching) / len(attaching), 2),
@@ -73,7 +74,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--token-budget", type=int, default=16384, help="tokens a micro-batch, with padding")
     parser.add_argument("--matmul", choices=["dequant", "llm-int8"], default="dequant")
     parser.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="default: infer.py's, by device")
-    parser.add_argument("--profile", metavar="FILE", help="profile 64 more rows: the 25 dearest operations")
+    parser.add_argument("--fast", choices=["on", "off"], default="on", help="the fast path or the reference")
+    parser.add_argument("--profile", metavar="FILE", help="profile 64 more rows: the 40 dearest kernels")
     return parser.parse_args(argv)
 
 

@@ -42,7 +42,7 @@ def shape_config(shape: str, **changes):
 
 
 def random_model(
-    shape: str, device: torch.device, dtype: torch.dtype, attention: str, kind: str
+    shape: str, device: torch.device, dtype: torch.dtype, attention: str, kind: str, **changes
 ) -> nn.Module:
     """A frozen transformers model on `device`: random weights, projections as bitsandbytes' Linear8bitLt.
 
@@ -52,8 +52,8 @@ def random_model(
     """
     import transformers
 
-    def made(**changes):
-        config = shape_config(shape, **changes)
+    def made(**smaller):
+        config = shape_config(shape, **changes | smaller)
         return getattr(transformers, kind).from_config(config, attn_implementation=attention, dtype=dtype)
 
     with torch.device("meta"):
@@ -103,9 +103,12 @@ def random_rows(rows: int, vocabulary: int, seed: int, max_length: int = 2200) -
     return [rng.integers(4, vocabulary, max(2, int(n)), dtype=np.int32) for n in lengths]
 
 
-def fill(rows: list[np.ndarray], batches: list) -> float:
-    """Share of real tokens in `batches` (row numbers), each padded to its longest row."""
-    slots = sum(len(batch) * max(len(rows[i]) for i in batch) for batch in batches)
+def fill(rows: list[np.ndarray], batches: list, packed: bool = False) -> float:
+    """Share of real tokens in `batches` (row numbers), padded to the longest row, or packed in steps of 8."""
+    if packed:
+        slots = sum(-(-len(rows[i]) // 8) * 8 for batch in batches for i in batch)
+    else:
+        slots = sum(len(batch) * max(len(rows[i]) for i in batch) for batch in batches)
     return round(real_tokens(rows[i] for batch in batches for i in batch) / slots, 3)
 
 

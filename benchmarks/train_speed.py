@@ -3,11 +3,12 @@
     python benchmarks/train_speed.py --shape 9b           one GPU of 80 GB
     python benchmarks/train_speed.py --shape tiny         a look at the script, on a CPU
 
-Everything timed is minarena's: PreferenceModel, LoRA and head, micro_batches, checkpoint_layers_, train_step
+Everything timed is minarena's: PreferenceModel, LoRA and head, micro-batches, fit_layers_, train_step
 (forward, backward, clip, optimiser). Tokens are real ones; padding counts as time, not as tokens.
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -19,10 +20,9 @@ import torch
 
 from benchmarks import random_base as base
 from minarena.adapter import AdapterConfig, attach_adapter_
-from minarena.batching import micro_batches
 from minarena.int8 import use_dequantized_
-from minarena.model import PreferenceModel, checkpoint_layers_, default_dtype, residual_dtype
-from minarena.step import make_optimizer, real_tokens, seed_dropout, train_step, trainable
+from minarena.model import PreferenceModel, default_dtype, fit_layers_, residual_dtype, take_fast_path_
+from minarena.step import batches, make_optimizer, real_tokens, seed_dropout, train_step, trainable
 
 SEED = 0xFACED
 
@@ -31,18 +31,21 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = default_dtype(device, training=True)
-    model = preference_model(options.shape, device, dtype, options.matmul)
-    attach_adapter_(model, AdapterConfig(dropout=0.05, head_dropout=0.1), SEED)
+    start = time.perf_counter()
+    model = preference_model(options.shape, device, dtype, options.matmul, options.layers)
+    off = options.dropout == "off"
+    attach_adapter_(model, AdapterConfig(dropout=0.05 * (not off), head_dropout=0.1 * (not off)), SEED)
+    take_fast_path_(model, options.fast, dtype)
     optimizer = make_optimizer(model, 0.0)
-    checkpointed = options.checkpointing == "on"
-    if options.checkpointing == "auto":
-        checkpointed = checkpoint_layers_(model.model, options.token_budget, options.max_length)
-    elif checkpointed:
-        model.model.gradient_checkpointing_enable({"use_reentrant": False})
+    base.wait()
+    made = time.perf_counter() - start
+    recomputed = recompute_(model, options)
 
     count = (options.warmup + options.steps + 1) * options.batch_size  # rows; one step more for --profile
     rows = base.random_rows(count, model.model.config.vocab_size, SEED, options.max_length)
     labels = np.random.default_rng(SEED).integers(0, 2, count).astype(float)
+
+    losses = []
 
     def step(number: int) -> tuple[int, float]:
         """(real tokens, seconds) of optimiser step `number`"""
@@ -51,26 +54,31 @@ def main(argv: list[str] | None = None) -> None:
         base.wait()
         start = time.perf_counter()
         computing = {"token_budget": options.token_budget, "pad_id": 0, "dtype": dtype}
-        train_step(model, optimizer, rows[chosen], labels[chosen], lr=2e-4, **computing)
+        loss, _ = train_step(model, optimizer, rows[chosen], labels[chosen], lr=options.lr, **computing)
         base.wait()
         seconds = time.perf_counter() - start
+        losses.append(loss)
         print(f"step {number}: {real_tokens(rows[chosen])} tokens, {seconds:.3f} s", file=sys.stderr)
         return real_tokens(rows[chosen]), seconds
 
     warmup = [step(i) for i in range(options.warmup)]
     timed = [step(i) for i in range(options.warmup, options.warmup + options.steps)]
-    batches = []  # of the timed steps, as train_step cuts them
+    cut = []  # the micro-batches of the timed steps, as train_step makes them
     for i in range(options.warmup, options.warmup + options.steps):
         first = i * options.batch_size
-        lengths = [len(row) for row in rows[first : first + options.batch_size]]
-        batches += [batch + first for batch in micro_batches(lengths, options.token_budget)]
+        cut += [
+            b + first for b in batches(model, rows[first : first + options.batch_size], options.token_budget)
+        ]
     result = base.speed_figures(*zip(*timed, strict=True), 4 * base.projection_weights(model))
     result |= {
-        "fill": base.fill(rows, batches),
-        "micro_batches_a_step": round(len(batches) / options.steps, 2),
+        "fill": base.fill(rows, cut, bool(model.fast)),
+        "micro_batches_a_step": round(len(cut) / options.steps, 2),
     }
     result |= {"peak_gib": base.peak_gib(), "first_step_seconds": round(warmup[0][1], 2)}
-    result |= {"checkpointed": checkpointed, "trainable": sum(p.numel() for p in trainable(model))}
+    result |= {"fast": bool(model.fast), "recomputed_layers": recomputed, "making_seconds": round(made, 2)}
+    result |= {"trainable": sum(p.numel() for p in trainable(model))}
+    if options.losses:
+        Path(options.losses).write_text(json.dumps(losses))
     if options.profile:
         write_profile(options.profile, lambda: step(options.warmup + options.steps))
     base.print_result(vars(options), result)
@@ -87,35 +95,61 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=2200, help="tokens of the longest row")
     parser.add_argument("--token-budget", type=int, default=8192, help="tokens a micro-batch, with padding")
     parser.add_argument("--matmul", choices=["dequant", "llm-int8"], default="dequant")
-    parser.add_argument("--checkpointing", choices=["auto", "on", "off"], default="auto")
-    parser.add_argument("--profile", metavar="FILE", help="profile one more step: its 25 dearest operations")
+    parser.add_argument("--fast", choices=["on", "off"], default="on", help="the fast path or the reference")
+    parser.add_argument(
+        "--recompute", choices=["auto", "all", "none"], default="auto", help="layers in the backward"
+    )
+    parser.add_argument(
+        "--dropout", choices=["on", "off"], default="on", help="the seed's .05 and .1, or none"
+    )
+    parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--losses", metavar="FILE", help="write each step's loss, as a JSON list")
+    parser.add_argument("--profile", metavar="FILE", help="profile one more step: its 40 dearest kernels")
     options = parser.parse_args(argv)
     if options.warmup < 1 or options.steps < 1:
         parser.error("--warmup and --steps must be 1 or more")
     return options
 
 
-def preference_model(shape: str, device: torch.device, dtype: torch.dtype, matmul: str) -> PreferenceModel:
+def recompute_(model: PreferenceModel, options: argparse.Namespace) -> int:
+    """Layers that are computed again in the backward: train.py's choice, or all, or none."""
+    layers = model.model.config.num_hidden_layers
+    if options.recompute == "auto":
+        return fit_layers_(model, options.token_budget, options.max_length)
+    model.recomputed = layers if options.recompute == "all" else 0
+    if model.recomputed and not model.fast:
+        model.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.recomputed
+
+
+def preference_model(
+    shape: str, device: torch.device, dtype: torch.dtype, matmul: str, layers: int | None = None
+) -> PreferenceModel:
     """PreferenceModel over a random base, as load_backbone would make it; its head is a placeholder."""
     attention = (
         "sdpa" if shape == "smollm2" else "eager"
     )  # load_backbone's rule: eager where there is a soft-cap
-    backbone = base.random_model(shape, device, dtype, attention, "AutoModel")
+    changes = {"num_hidden_layers": layers} if layers else {}
+    backbone = base.random_model(shape, device, dtype, attention, "AutoModel", **changes)
     if matmul == "dequant":
         use_dequantized_(backbone)
     return PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
 
 
 def write_profile(path: str, run) -> None:
-    """Profile one call of `run`; write its 25 dearest operations by their own time on the device."""
+    """Profile one call of `run`; write the 40 kernels (on a CPU: operations) that take most time."""
     from torch.profiler import ProfilerActivity, profile
 
-    on_gpu = torch.cuda.is_available()
-    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as profiler:
+    on_gpu = torch.cuda.is_available()  # what the CPU does meanwhile would take minutes to count
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         run()
-    key = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
-    table = profiler.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=70)
-    Path(path).write_text(table)
+        base.wait()
+    kind = "device" if on_gpu else "cpu"
+    events = sorted(profiler.key_averages(), key=lambda e: -getattr(e, f"self_{kind}_time_total"))
+    times = [getattr(event, f"self_{kind}_time_total") / 1000 for event in events]
+    lines = [f"{t:10.2f} ms {e.count:7d} x {e.key[:120]}" for t, e in zip(times, events, strict=True)]
+    Path(path).write_text(f"{sum(times):10.2f} ms in all\n" + "\n".join(lines[:40]) + "\n")
 
 
 if __name__ == "__main__":

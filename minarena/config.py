@@ -70,6 +70,7 @@ class TrainConfig:
     )
     dtype: Literal["bf16", "fp32"] | None = option(None, "compute dtype (default: bf16 on a GPU that has it)")
     matmul: Literal["dequant", "llm-int8"] = option("dequant", "int8 product: dequantized, or the seed's")
+    fast: Literal["on", "off"] = option("on", "the fast path, where the GPU can run it, or the reference")
 
     eval_every: int | None = option(None, "steps between evaluations (default: at the end only)", "running")
     save_every: int = option(1000, "steps between checkpoints")
@@ -103,6 +104,7 @@ class InferConfig:
     token_budget: int | Literal["auto"] = option("auto", "tokens of a micro-batch, padding included")
     dtype: Literal["bf16", "fp16", "fp32"] | None = option(None, "compute dtype (default: by device)")
     matmul: Literal["dequant", "llm-int8"] | None = option(None, "int8 product (default: as trained)")
+    fast: Literal["on", "off"] = option("on", "the fast path, where the GPU can run it, or the reference")
 
 
 @dataclass

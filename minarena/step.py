@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
-from minarena.batching import collate, micro_batches
+from minarena.batching import balanced, collate, micro_batches
 
 
 def lr_at(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
@@ -42,16 +42,31 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimiz
     times faster there than bitsandbytes' (and fp32 state is affordable).
     """
     parameters = trainable(model)
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": [flat_(matrices)], "weight_decay": weight_decay}]
+    if vectors:
+        groups.append({"params": [flat_(vectors)], "weight_decay": 0.0})
     if parameters[0].is_cuda:
         import bitsandbytes as bnb
 
         return bnb.optim.AdamW8bit(groups, lr=0.0, weight_decay=weight_decay)  # its own default decay is 0.01
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def flat_(parameters: list[nn.Parameter]) -> nn.Parameter:
+    """One vector of which the given parameters, and their gradients, become parts, in place.
+
+    The optimiser, the norm and the zeroing then take a launch each and not one for each of 588 matrices.
+    optimizer.zero_grad(set_to_none=False) keeps the tie; a model.zero_grad() would cut it.
+    """
+    flat = nn.Parameter(torch.cat([p.data.flatten() for p in parameters]))
+    flat.grad = torch.zeros_like(flat)
+    start = 0
+    for p in parameters:
+        part = slice(start, start + p.numel())
+        p.data, p.grad = flat.data[part].view_as(p), flat.grad[part].view_as(p)
+        start += p.numel()
+    return flat
 
 
 def preference_loss(logits: Tensor, p_first: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -76,6 +91,21 @@ def without_cudnn_attention():
     choose their kernel again.
     """
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+def batches(model: nn.Module, rows: Sequence[np.ndarray], token_budget: int) -> list[np.ndarray]:
+    """Positions in `rows` of each micro-batch: packed ones on the fast path, padded ones elsewhere."""
+    cut = balanced if getattr(model, "fast", None) else micro_batches
+    return cut([len(row) for row in rows], token_budget)
+
+
+def logits_of(model: nn.Module, rows: Sequence[np.ndarray], pad_id: int, dtype: torch.dtype) -> Tensor:
+    """Logits (B, 2) of B rows of token ids, in fp32."""
+    if getattr(model, "fast", None):
+        return model.fast(model, rows)
+    device = next(model.parameters()).device
+    with autocast(device, dtype):
+        return model(*collate(rows, pad_id, device))
 
 
 def seed_dropout(seed: int, step: int, rank: int = 0) -> None:
@@ -110,19 +140,18 @@ def train_step(
     w = torch.ones(len(rows)) if row_weights is None else torch.as_tensor(row_weights, dtype=torch.float32)
     total = w.sum().item()
     model.train()
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=False)  # gradients have their place (flat_)
     loss = torch.zeros((), device=device)
-    for chosen in micro_batches([len(row) for row in rows], token_budget):
-        input_ids, mask = collate([rows[i] for i in chosen], pad_id, device)
+    for chosen in batches(model, rows, token_budget):
         target = torch.as_tensor(p_first[chosen], dtype=torch.float32).to(device, non_blocking=True)
         with without_cudnn_attention():
-            with autocast(device, dtype):
-                logits = model(input_ids, mask)
+            logits = logits_of(model, [rows[i] for i in chosen], pad_id, dtype)
             losses = preference_loss(logits, target, label_smoothing)
             part = (losses * w[chosen].to(device, non_blocking=True)).sum() / total
             part.backward()
         loss += part.detach()
-    grad_norm = nn.utils.clip_grad_norm_(trainable(model), max_grad_norm or float("inf"))
+    tuned = [p for group in optimizer.param_groups for p in group["params"]]
+    grad_norm = nn.utils.clip_grad_norm_(tuned, max_grad_norm or float("inf"))
     loss, grad_norm = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device
     if not np.isfinite([loss, grad_norm]).all():
         raise FloatingPointError(f"loss {loss}, gradient norm {grad_norm}")
@@ -147,14 +176,12 @@ def predict_first(
     Dropout is off. label: the text of a progress bar; None shows none. Raises FloatingPointError where a
     logit is not finite.
     """
-    device = next(model.parameters()).device
     model.eval()
     p = np.full(len(rows), np.nan)
     with tqdm(total=len(rows), desc=label, unit="row", disable=label is None, leave=False) as bar:
-        for chosen in micro_batches([len(row) for row in rows], token_budget):
-            input_ids, mask = collate([rows[i] for i in chosen], pad_id, device)
-            with without_cudnn_attention(), autocast(device, dtype):
-                logits = model(input_ids, mask).double()  # (B, 2)
+        for chosen in batches(model, rows, token_budget):
+            with without_cudnn_attention():
+                logits = logits_of(model, [rows[i] for i in chosen], pad_id, dtype).double()  # (B, 2)
             margin = logits[:, 0] - logits[:, 1]  # an infinite one would pass as a probability of 0 or 1
             p[chosen] = torch.where(margin.isfinite(), margin.sigmoid(), torch.nan).cpu().numpy()
             bar.update(len(chosen))

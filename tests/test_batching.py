@@ -2,13 +2,21 @@
 
 rows_of_step(step, rows, batch_size, seed) -> row numbers
 micro_batches(lengths, budget) -> positions, longest rows first
-collate(rows, pad_id) -> token ids and mask, padded on the left.
+collate(rows, pad_id) -> token ids and mask, padded on the left
+balanced(lengths, budget), collate_packed(rows): the same for packed rows, without padding
 """
 
 import numpy as np
 import pytest
 
-from minarena.batching import collate, micro_batches, rows_of_step, steps_per_epoch
+from minarena.batching import (
+    balanced,
+    collate,
+    collate_packed,
+    micro_batches,
+    rows_of_step,
+    steps_per_epoch,
+)
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 100])
@@ -47,3 +55,32 @@ def test_padding_is_on_the_left_and_masked():
     ids, mask = collate([np.array([5, 6, 7]), np.array([8])], pad_id=0)
     assert ids.tolist() == [[5, 6, 7], [0, 0, 8]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("budget", [1, 59, 100, 400, 10_000])
+def test_packed_micro_batches_hold_every_row_once_within_the_budget(budget):
+    lengths = np.random.default_rng(0).integers(1, 60, size=40)
+    batches = balanced(lengths, budget)
+    assert sorted(np.concatenate(batches)) == list(range(40))
+    tokens = [int(sum(lengths[batch])) for batch in batches]
+    assert all(t <= budget or len(batch) == 1 for t, batch in zip(tokens, batches, strict=True))
+    assert len(batches) <= max(-(-sum(lengths) // budget) * 4 / 3 + 1, len(lengths) * (budget < 59))
+
+
+def test_packed_micro_batches_are_alike_in_tokens():
+    lengths = np.random.default_rng(1).integers(100, 2200, size=16)
+    tokens = [int(sum(lengths[batch])) for batch in balanced(lengths, 8192)]
+    assert len(tokens) == -(-sum(lengths) // 8192)
+    assert max(tokens) - min(tokens) < 0.1 * max(tokens)
+    assert [sorted(batch) for batch in balanced([5, 4, 3, 3], 8)] == [[0, 3], [1, 2]]  # by hand
+    assert balanced([], 8) == []
+
+
+def test_packed_rows_lie_one_after_the_other_each_from_a_multiple_of_8():
+    rows = [np.arange(5, 15), np.array([3]), np.arange(20, 28)]
+    ids, positions, last, ends, lengths = collate_packed(rows)
+    assert lengths == [16, 8, 8] and ends.tolist() == [0, 16, 24, 32] and last.tolist() == [9, 16, 31]
+    for row, start in zip(rows, ends, strict=False):
+        assert ids[start : start + len(row)].tolist() == row.tolist()
+        assert positions[start : start + len(row)].tolist() == list(range(len(row)))
+    assert collate_packed(rows[:1])[2].tolist() == [9, 9]  # a row by itself stands there twice

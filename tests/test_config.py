@@ -51,6 +51,7 @@ TRAIN = {
     "init_adapter": (None, "--init-adapter old", "old"),
     "dtype": (None, "--dtype fp32", "fp32"),
     "matmul": ("dequant", "--matmul llm-int8", "llm-int8"),
+    "fast": ("on", "--fast off", "off"),
     "eval_every": (None, "--eval-every 10", 10),
     "save_every": (1000, "--save-every 10", 10),
     "resume": (False, "--resume", True),
@@ -76,6 +77,7 @@ INFER = {
     "token_budget": ("auto", A + "--token-budget auto", "auto"),
     "dtype": (None, A + "--dtype fp16", "fp16"),
     "matmul": (None, A + "--matmul llm-int8", "llm-int8"),
+    "fast": ("on", A + "--fast off", "off"),
 }
 QUANTIZE = {
     "model": ("tiny", "--out q --model base", "base"),

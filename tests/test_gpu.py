@@ -8,15 +8,18 @@ saved.
 import numpy as np
 import pytest
 import torch
+from bases import write_base
 from helpers import adapted
 
 from minarena.adapter import AdapterConfig, attach_adapter_
 from minarena.checkpoint import restore_, save_checkpoint
-from minarena.int8 import DequantizedProduct
+from minarena.fast import compiled, project, use_fast_path_, why_not
+from minarena.int8 import DequantizedProduct, Int8Linear
+from minarena.lora import LoRALinear
 from minarena.model import PreferenceModel, load_backbone
 from minarena.step import make_optimizer, predict_first, train_step
 from minarena.text import encode
-from minarena.tiny import demo_pairs
+from minarena.tiny import demo_pairs, write_tiny
 
 pytestmark = pytest.mark.gpu
 BUDGET = {"token_budget": 1024, "pad_id": 0}
@@ -128,3 +131,63 @@ def test_8_bit_adamw_goes_on_from_a_checkpoint_bit_for_bit(tiny, rows, tmp_path)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert torch.equal(parameter, other[name]), name
+
+
+@pytest.fixture(params=["gemma2", "gemma3", "llama", "qwen2"])
+def base(request, tmp_path) -> str:
+    """Four layers of Gemma-2, soft-capped, every other with a window shorter than a row; two of others."""
+    if request.param == "gemma2":
+        return write_tiny(str(tmp_path), num_hidden_layers=4)
+    return write_base(request.param, tmp_path, vocab_size=260, head_dim=16, hidden_size=64)
+
+
+def logits_and_gradient(model, rows, labels, dtype) -> tuple[np.ndarray, torch.Tensor]:
+    p = predict_first(model, rows, dtype=dtype, **BUDGET)
+    train_step(
+        model, make_optimizer(model, 0.0), rows, labels, lr=0.0, max_grad_norm=0.0, dtype=dtype, **BUDGET
+    )
+    return p, torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.requires_grad])
+
+
+def test_the_fast_path_is_as_near_to_fp32_as_the_reference(base, rows):
+    config = AdapterConfig(r=6, alpha=9.0)
+    wanted_p, wanted = logits_and_gradient(adapted(base, config)[0], *rows, torch.float32)
+    distance = {}
+    for fast in (False, True):
+        model = on_gpu(base, config, torch.bfloat16)
+        assert not why_not(model.model, torch.bfloat16)
+        if fast:
+            use_fast_path_(model)
+        p, gradient = logits_and_gradient(model, *rows, torch.bfloat16)
+        distance[fast] = np.abs(p - wanted_p).max(), ((gradient - wanted).norm() / wanted.norm()).item()
+    print(distance)
+    assert distance[True][0] < 2 * distance[False][0] + 0.005
+    assert distance[True][1] < 1.5 * distance[False][1]
+
+
+def test_fast_layers_that_are_recomputed_give_the_same_gradient(tiny, rows):
+    config = AdapterConfig(r=6, alpha=9.0, dropout=0.1)
+    gradients = []
+    for recomputed in (0, 2):
+        model = on_gpu(tiny, config, torch.bfloat16)
+        use_fast_path_(model)
+        model.recomputed = recomputed
+        torch.manual_seed(3)
+        train_step(model, make_optimizer(model, 0.0), *rows, lr=0.0, dtype=torch.bfloat16, **BUDGET)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[0].norm()
+
+
+def test_the_backward_draws_the_dropout_mask_of_the_forward():
+    linears = [
+        LoRALinear(Int8Linear(torch.zeros(96, 160, dtype=torch.int8), torch.ones(96)), 8, 16, 0.5).cuda()
+    ]
+    torch.nn.init.normal_(linears[0].lora_B.weight)
+    region = compiled(lambda module, x: project([module], module.base_layer, x))
+    x = torch.randn(64, 160, device="cuda").requires_grad_()
+    y = region(linears[0].train(), x).sum()
+    y.backward()
+    A, B = linears[0].lora_A.weight, linears[0].lora_B.weight
+    for parameter in (A, B, x):  # y is linear in each of the three, given the mask
+        assert (parameter * parameter.grad).sum().item() == pytest.approx(y.item(), rel=1e-3)
+    assert y.abs() > 0.01

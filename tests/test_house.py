@@ -18,7 +18,7 @@ from conftest import REPOSITORY
 FLOORS = [
     ["config", "dist", "metrics", "data", "snip", "int8", "lora", "attention"],
     ["shards", "sources", "files", "text", "batching", "tiny", "adapter", "step"],
-    ["checkpoint", "parts", "merge", "convert", "model"],
+    ["checkpoint", "parts", "merge", "convert", "fast", "model"],
     ["predict", "pseudo", "report"],
 ]
 GROUND = FLOORS[0]

@@ -34,19 +34,25 @@ from minarena.step import (
     real_tokens,
     seed_dropout,
     train_step,
+    trainable,
 )
 from minarena.text import encode, repaired
 
 LENGTHS = (3, 31, 8, 20, 5, 30, 12)
 ROWS = [np.append(np.random.default_rng(n).integers(4, 260, n - 1), 1) for n in LENGTHS]
 P_FIRST = np.array([1.0, 0.0, 1.0, 1.0, 0.25, 0.0, 0.5])
-KEEP_GRADIENTS = SimpleNamespace(param_groups=[], step=lambda: None, zero_grad=lambda: None)
 STEP = dict(token_budget=64, pad_id=0, lr=1e-2)
 
 
 @pytest.fixture(scope="module")
 def model(tiny):
     return adapted(tiny)[0]
+
+
+def keep_gradients(model) -> SimpleNamespace:
+    """An optimiser that leaves weights and gradients as they are."""
+    groups = [{"params": trainable(model)}]
+    return SimpleNamespace(param_groups=groups, step=lambda: None, zero_grad=lambda set_to_none: None)
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -81,7 +87,7 @@ def test_any_split_into_micro_batches_gives_the_gradient_of_a_loop_over_rows(mod
     theirs = gradients(model)
     model.zero_grad()
     step = STEP | {"token_budget": budget}
-    loss, norm = train_step(model, KEEP_GRADIENTS, ROWS, P_FIRST, max_grad_norm=0, **step)
+    loss, norm = train_step(model, keep_gradients(model), ROWS, P_FIRST, max_grad_norm=0, **step)
     assert loss == pytest.approx(expected.item(), abs=1e-6)
     close(gradients(model), theirs)
     assert norm == pytest.approx(math.sqrt(sum((g**2).sum().item() for g in theirs.values())), rel=1e-5)
@@ -90,11 +96,11 @@ def test_any_split_into_micro_batches_gives_the_gradient_of_a_loop_over_rows(mod
 def test_gradients_are_scaled_down_to_the_norm_asked_for(model):
     """The norm that is returned is the one before clipping."""
     model.zero_grad()
-    _, norm = train_step(model, KEEP_GRADIENTS, ROWS, P_FIRST, max_grad_norm=0, **STEP)
+    _, norm = train_step(model, keep_gradients(model), ROWS, P_FIRST, max_grad_norm=0, **STEP)
     whole = gradients(model)
     for bound, factor in ((norm / 3, 1 / 3), (norm * 2, 1)):
         model.zero_grad()
-        assert train_step(model, KEEP_GRADIENTS, ROWS, P_FIRST, max_grad_norm=bound, **STEP)[1] == norm
+        assert train_step(model, keep_gradients(model), ROWS, P_FIRST, max_grad_norm=bound, **STEP)[1] == norm
         close(gradients(model), {name: g * factor for name, g in whole.items()})
 
 
@@ -163,7 +169,8 @@ def test_the_loss_is_torchs_cross_entropy_with_its_label_smoothing(smoothing):
 
 def test_label_smoothing_reaches_the_step(model):
     plain, smooth = (
-        train_step(model, KEEP_GRADIENTS, ROWS, P_FIRST, label_smoothing=s, **STEP)[0] for s in (0.0, 0.4)
+        train_step(model, keep_gradients(model), ROWS, P_FIRST, label_smoothing=s, **STEP)[0]
+        for s in (0.0, 0.4)
     )
     with torch.no_grad():
         expected = naive_loss(model, p_first=P_FIRST * 0.6 + 0.2).item()
@@ -206,7 +213,7 @@ def test_prediction_switches_dropout_off_and_training_switches_it_on(tiny):
     losses = []
     for seed, step in ((1, 7), (1, 7), (1, 8), (2, 7)):
         seed_dropout(seed, step)
-        losses.append(train_step(model.eval(), KEEP_GRADIENTS, ROWS, P_FIRST, **STEP)[0])
+        losses.append(train_step(model.eval(), keep_gradients(model), ROWS, P_FIRST, **STEP)[0])
     assert losses[0] == losses[1] and len(set(losses)) == 3  # masks follow from (seed, step) alone
 
 
@@ -222,7 +229,7 @@ def test_a_step_under_bf16_autocast_is_close_to_the_fp32_step(model):
     for dtype in (torch.float32, torch.bfloat16):
         model.zero_grad()
         losses.append(
-            train_step(model, KEEP_GRADIENTS, ROWS, P_FIRST, dtype=dtype, max_grad_norm=0, **STEP)[0]
+            train_step(model, keep_gradients(model), ROWS, P_FIRST, dtype=dtype, max_grad_norm=0, **STEP)[0]
         )
         found.append(torch.cat([g.flatten() for g in gradients(model).values()]))
     assert losses[1] == pytest.approx(losses[0], abs=0.02) and losses[1] != losses[0]

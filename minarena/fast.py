@@ -1,0 +1,258 @@
+"""The fast path of one GPU: packed rows, int8 weights and LoRA in one product, two compiled regions a layer.
+
+    before_attention   norm, q k v with LoRA, rotary positions            compiled
+    packed_attention   library products, or flash attention               attention.py
+    after_attention    o, norms, the gated MLP, residuals, all with LoRA  compiled
+
+What it saves, in the order of what it is worth: padding (rows lie one after the other), eager attention,
+layers recomputed for want of memory (the compiler keeps the outputs of large products and computes the cheap
+rest again), a kernel for each small operation, LoRA's passes over the largest tensors. It is another way to
+the same numbers: the weights are transformers' modules in place, and its own layers (PreferenceModel.forward)
+are the reference that the tests compare with, logits and gradients. Gemma-2, Gemma-3, Llama and Qwen2 differ
+in three places of a layer, so that one page serves all four. What it does not do: fp16 or fp32 on a GPU,
+bitsandbytes' LLM.int8 product, other families.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch._functorch.config as partitioner  # what the compiler keeps for the backward
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from minarena.attention import packed_attention
+from minarena.batching import collate_packed
+from minarena.int8 import Int8Linear
+from minarena.lora import PROJECTIONS, LoRALinear
+
+FAMILIES = ("gemma2", "gemma3_text", "llama", "qwen2")
+
+
+def why_not(backbone: nn.Module, dtype: torch.dtype) -> str:
+    """Why the fast path cannot be taken with this base on its device; "" where it can."""
+    device = backbone.device
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs a GPU of compute capability 8.0 (A100, RTX 30) or later"
+    if dtype != torch.bfloat16:
+        return "it computes in bf16 only"
+    if backbone.config.model_type not in FAMILIES:
+        return f"it does not know the layers of {backbone.config.model_type}"
+    named = (m for name, m in backbone.named_modules() if name.rpartition(".")[2] in PROJECTIONS)
+    return "" if all(isinstance(base_of(m), Int8Linear) for m in named) else "it needs --matmul dequant"
+
+
+def use_fast_path_(model: nn.Module) -> None:
+    """Prepare a PreferenceModel in place, and torch's compiler for this process."""
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        attention.joined = joined_weights([attention.q_proj, attention.k_proj, attention.v_proj])
+        mlp.joined = joined_weights([mlp.gate_proj, mlp.up_proj])
+    # Its heuristics keep what is cheap to compute again: dropped-out copies of inputs, their masks, and even
+    # the dequantized weights (16.6 GB at 9B). Off, it keeps the fewest bytes that save every large product.
+    partitioner.aggressive_recomputation = True
+    partitioner.ban_recompute_used_far_apart = False
+    partitioner.ban_recompute_long_fusible_chains = False
+    partitioner.ban_recompute_materialized_backward = False
+    model.fast = packed_logits
+
+
+def recomputed_layers(backbone: nn.Module, tokens: int) -> int:
+    """How many layers must be computed again in the backward for a micro-batch of `tokens` to fit.
+
+    An estimate from what a layer keeps, against the memory that is free.
+    """
+    config = backbone.config
+    D = backbone.layers[0].self_attn.head_dim
+    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # q, output; k, v
+    kept = 2 * tokens * (4 * config.hidden_size + heads * D + 2 * config.intermediate_size)  # bytes, in bf16
+    passing = 2**30 + 2 * tokens * 10 * config.intermediate_size  # one layer's weights and gradients
+    room = 0.95 * torch.cuda.mem_get_info()[0] - passing
+    layers = config.num_hidden_layers
+    return min(layers, max(0, math.ceil((layers * kept - room) / kept)))
+
+
+def packed_logits(model: nn.Module, rows: Sequence[np.ndarray]) -> Tensor:
+    """Logits (B, 2), fp32, of B rows of token ids."""
+    backbone, training = model.model, torch.is_grad_enabled()
+    device = backbone.get_input_embeddings().weight.device
+    ids, positions, last, ends, lengths = collate_packed(rows, device)
+    hidden = backbone.get_input_embeddings()(ids).to(model.residual_dtype)  # (N, C)
+    rotary = rotations(backbone, hidden, positions)
+    for i, layer in enumerate(backbone.layers):
+        if training and not hidden.requires_grad and isinstance(layer.self_attn.q_proj, LoRALinear):
+            hidden.requires_grad_()  # so that the first layer's graph is every layer's
+        kept = last if i + 1 == len(backbone.layers) else None
+        arguments = (layer, hidden, *rotary[i], lengths, ends, kept)
+        if training and i < model.recomputed:
+            hidden = checkpoint(decoder_layer, *arguments, use_reentrant=False)
+        else:
+            hidden = decoder_layer(*arguments)
+    with torch.autocast(device.type, enabled=False):  # head and logits are fp32 whatever surrounds them
+        return model.score(backbone.norm(hidden[: len(rows)]).float())
+
+
+def rotations(backbone: nn.Module, hidden: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(cos, sin) of each layer, (N, 1, D); Gemma-3 has other frequencies in layers with a window."""
+    kinds = getattr(backbone.config, "layer_types", None) or [None] * len(backbone.layers)
+    several = isinstance(getattr(backbone.rotary_emb, "rope_type", None), dict)
+    made = {}
+    for kind in set(kinds):
+        cos, sin = backbone.rotary_emb(hidden[None], positions[None], *[kind] * several)
+        made[kind] = cos.transpose(0, 1), sin.transpose(0, 1)
+    return [made[kind] for kind in kinds]
+
+
+def decoder_layer(
+    layer: nn.Module,
+    hidden: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    lengths: list[int],
+    ends: Tensor,
+    kept: Tensor | None,
+) -> Tensor:
+    """hidden (N, C) -> (N, C). kept: tokens whose output is wanted; the last layer needs one a row."""
+    attention = layer.self_attn
+    q, k, v = compiled(before_attention)(layer, hidden, cos, sin)
+    softcap = getattr(attention, "attn_logit_softcapping", None)
+    window = getattr(attention, "sliding_window", None)
+    out = packed_attention(q, k, v, lengths, ends, attention.scaling, softcap, window)
+    if kept is not None:
+        hidden, out = hidden[kept], at(out, kept)
+    return compiled(after_attention)(layer, hidden, out)
+
+
+def at(out: Tensor, kept: Tensor) -> Tensor:
+    """out[kept], in the same order of memory as out, on which the compiled region depends"""
+    return out.transpose(0, 1)[:, kept].transpose(0, 1) if out.stride(0) < out.stride(1) else out[kept]
+
+
+def before_attention(
+    layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q (N, K, G, D), k and v (N, K, D) of K heads of keys and G heads of queries to each."""
+    attention, N, D = layer.self_attn, hidden.size(0), layer.self_attn.head_dim
+    linears = attention.q_proj, attention.k_proj, attention.v_proj
+    qkv = project(linears, attention.joined, layer.input_layernorm(hidden))
+    widths = [base_of(linear).out_features for linear in linears]
+    q, k, v = (x.view(N, -1, D) for x in qkv.split(widths, dim=-1))
+    if hasattr(attention, "q_norm"):  # Gemma-3
+        q, k = attention.q_norm(q), attention.k_norm(k)
+    q, k = rotated(q, cos, sin), rotated(k, cos, sin)
+    # written in the order of memory that packed_attention works in, by the kernel that rotates
+    q = q.view(N, k.size(1), -1, D).transpose(0, 1).contiguous().transpose(0, 1)
+    return q, k, v.contiguous()
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021, https://arxiv.org/abs/2104.09864).
+
+    x (N, H, D), cos and sin (N, 1, D); returns (N, H, D).
+    """
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def after_attention(layer: nn.Module, hidden: Tensor, out: Tensor) -> Tensor:
+    """hidden (N, C), out (N, K, G, D) -> (N, C)"""
+    attention, mlp = layer.self_attn, layer.mlp
+    out = project([attention.o_proj], base_of(attention.o_proj), out.reshape(hidden.size(0), -1))
+    gemma = hasattr(layer, "pre_feedforward_layernorm")  # norms after attention and MLP, too
+    if gemma:
+        out = layer.post_attention_layernorm(out)
+    hidden = hidden + out
+    x = layer.pre_feedforward_layernorm(hidden) if gemma else layer.post_attention_layernorm(hidden)
+    gate, up = project([mlp.gate_proj, mlp.up_proj], mlp.joined, x).chunk(2, dim=-1)
+    x = project([mlp.down_proj], base_of(mlp.down_proj), mlp.act_fn(gate) * up)
+    return hidden + (layer.post_feedforward_layernorm(x) if gemma else x)
+
+
+def project(linears: Sequence[nn.Module], base: Int8Linear, x: Tensor) -> Tensor:
+    """x (N, in) -> (N, out): projections of one input x, their outputs side by side; base: their weights.
+
+    One dropout mask serves them all, as in the authors' own code for projections of one input
+    (https://github.com/microsoft/LoRA, MergedLinear): x is read once, and their A are one product.
+    """
+    first = linears[0]
+    if not isinstance(first, LoRALinear):  # a layer below --freeze-layers
+        y = F.linear(x, dequantized(base.weight, base.SCB, x.dtype))
+        return y if base.bias is None else y + base.bias.to(y.dtype)
+    A = (torch.cat([linear.lora_A.weight for linear in linears]) * first.scaling).to(x.dtype)  # (n R, in)
+    B = torch.block_diag(*(linear.lora_B.weight for linear in linears)).to(x.dtype)  # (out, n R)
+    if torch.is_grad_enabled():
+        u = F.linear(F.dropout(x, first.dropout.p, first.training), A)  # (N, n R)
+        y = JoinedProduct.apply(x, u, base.weight, base.SCB, B)
+    else:  # without dropout the merged weight is exact, rounded once, and costs as much as a few dozen tokens
+        y = F.linear(x, (dequantized(base.weight, base.SCB, torch.float32) + B @ A).to(x.dtype))
+    return y if base.bias is None else y + base.bias.to(y.dtype)
+
+
+class JoinedProduct(torch.autograd.Function):
+    """x W^T + u B^T as one product, [x | u] [W | B]^T, and the gradients of x and u as one.
+
+    x (N, in), u (N, R), CB (out, in) int8 and SCB (out,) of W, B (out, R); returns (N, out). LoRA apart would
+    be another product and another pass over the largest tensors of a layer. Kept for the backward: int8,
+    never W.
+    """
+
+    @staticmethod
+    def forward(ctx, x, u, CB, SCB, B):
+        ctx.save_for_backward(u, CB, SCB, B)
+        return F.linear(torch.cat([x, u], dim=1), joined(CB, SCB, B))
+
+    @staticmethod
+    def backward(ctx, grad):
+        u, CB, SCB, B = ctx.saved_tensors
+        dx, du = (grad @ joined(CB, SCB, B)).split([CB.size(1), B.size(1)], dim=1)
+        return dx, du, None, None, grad.T @ u
+
+
+def joined(CB: Tensor, SCB: Tensor, B: Tensor) -> Tensor:
+    return torch.cat([dequantized(CB, SCB, B.dtype), B], dim=1)
+
+
+def dequantized(CB: Tensor, SCB: Tensor, dtype: torch.dtype) -> Tensor:
+    """int8.dequantize as the compiler wants it: it fuses the two steps, nothing in fp32 is written."""
+    return (CB * (SCB / 127).unsqueeze(1)).to(dtype)
+
+
+def base_of(linear: nn.Module) -> nn.Module:
+    return linear.base_layer if isinstance(linear, LoRALinear) else linear
+
+
+def joined_weights(linears: Sequence[nn.Module]) -> Int8Linear:
+    """The int8 weights of projections that share an input as one matrix, of which theirs become parts."""
+    bases = [base_of(linear) for linear in linears]
+    bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
+    CB, SCB = (torch.cat([getattr(base, name) for base in bases]) for name in ("weight", "SCB"))
+    both, start = Int8Linear(CB, SCB, bias), 0
+    for base in bases:
+        part = slice(start, start + base.out_features)
+        base.weight, base.SCB = both.weight[part], both.SCB[part]
+        start += base.out_features
+    return both
+
+
+def compiled(region: Callable) -> Callable:
+    """`region` whose tensors have any number of tokens (dimension 0): one graph for all of them.
+
+    Not `dynamic=True`: that makes the floats (eps, alpha / r) inputs as well, for which the compiler builds
+    kernels on the CPU.
+    """
+    fused = fused_region(region)
+
+    def run(layer: nn.Module, *tensors: Tensor):
+        for tensor in tensors:
+            torch._dynamo.mark_dynamic(tensor, 0)
+        return fused(layer, *tensors)
+
+    return run
+
+
+@functools.cache
+def fused_region(region: Callable) -> Callable:
+    return torch.compile(region)

@@ -1,0 +1,180 @@
+"""The fast path, on a CPU: the same arithmetic, uncompiled or through the compiler's front end.
+
+use_fast_path_(model)          a PreferenceModel whose rows are packed from then on
+packed_logits(model, rows)     (B, 2) for B rows of token ids
+why_not(backbone, dtype)       "" or the reason why the reference path is taken
+
+Compared with: transformers' own layers on padded rows (PreferenceModel.forward) and on one row at a time,
+logits and gradients. What only a GPU can show is in test_gpu.py.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo.testing
+from bases import FAMILIES, write_base
+from helpers import CPU, adapted
+
+import train
+from minarena import attention, fast
+from minarena.adapter import AdapterConfig, attach_adapter_
+from minarena.fast import project, recomputed_layers, use_fast_path_, why_not
+from minarena.int8 import Int8Linear
+from minarena.lora import LoRALinear
+from minarena.model import PreferenceModel, load_backbone, take_fast_path_
+from minarena.step import make_optimizer, predict_first, train_step
+
+ROWS = [np.random.default_rng(n).integers(4, 255, n, dtype=np.int32) for n in (37, 5, 64, 21, 40)]
+LABELS = np.array([1.0, 0.0, 0.5, 1.0, 0.0])
+WINDOW = dict(  # shorter than the rows; every other layer
+    gemma2=dict(sliding_window=16, initializer_range=1.0),  # at 0.02 the soft-cap would change nothing
+    qwen2=dict(use_sliding_window=True, sliding_window=16, max_window_layers=1),
+)
+
+
+@pytest.fixture(autouse=True)
+def uncompiled(monkeypatch):
+    """Regions as they are; blocks shorter than the rows; the compiler's settings restored."""
+    monkeypatch.setattr(fast, "fused_region", lambda region: region)
+    monkeypatch.setattr(attention, "BLOCK", 16)
+    for name in dir(fast.partitioner):
+        if name == "aggressive_recomputation" or name.startswith("ban_recompute"):
+            monkeypatch.setattr(fast.partitioner, name, getattr(fast.partitioner, name))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def base(request, tmp_path_factory) -> str:
+    family = request.param
+    return write_base(family, tmp_path_factory.mktemp(family), **WINDOW.get(family, {}))
+
+
+def results(model, budget: int, recomputed: int = 0) -> tuple[np.ndarray, float, torch.Tensor]:
+    """(P of each row, loss, all gradients) with dropout as the model has it"""
+    p = predict_first(model, ROWS, token_budget=budget, pad_id=0)
+    model.recomputed = recomputed
+    torch.manual_seed(5)
+    loss, _ = train_step(
+        model,
+        make_optimizer(model, 0.0),
+        ROWS,
+        LABELS,
+        lr=0.0,
+        max_grad_norm=0,
+        token_budget=budget,
+        pad_id=0,
+    )
+    return p, loss, torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+
+def assert_same(ours, theirs, tolerance=1e-4):
+    np.testing.assert_allclose(ours[0], theirs[0], atol=1e-5)
+    assert ours[1] == pytest.approx(theirs[1], abs=1e-5)
+    assert (ours[2] - theirs[2]).norm() < tolerance * theirs[2].norm()
+
+
+@pytest.mark.parametrize("budget", [1, 100, 10_000])
+def test_packed_equals_padded_equals_one_row_at_a_time(base, budget):
+    model, _ = adapted(base)
+    padded, alone = results(model, 10_000), results(model, 1)
+    assert np.ptp(padded[0]) > 0.05  # else anything would be close
+    assert_same(alone, padded)
+    use_fast_path_(model)
+    assert_same(results(model, budget), padded)
+
+
+def test_layers_that_are_recomputed_or_frozen_change_nothing(base):
+    for changes in ({"dropout": 0.0}, {"freeze_layers": 1}):
+        model, _ = adapted(base, **changes)
+        padded = results(model, 10_000)
+        use_fast_path_(model)
+        assert_same(results(model, 100, recomputed=2), padded)
+
+
+def test_another_adapter_is_put_onto_the_joined_weights(tiny):
+    model, _ = adapted(tiny)
+    use_fast_path_(model)
+    other = PreferenceModel(load_backbone(tiny, CPU, torch.float32), torch.nn.Identity())
+    for m in (model, other):
+        attach_adapter_(m, AdapterConfig(r=3, alpha=2.0, head="linear"), seed=4)
+    assert_same(results(model, 100), results(other, 100))
+    assert torch.equal(
+        other.model.layers[0].mlp.up_proj.base_layer.weight,
+        model.model.layers[0].mlp.up_proj.base_layer.weight,
+    )
+
+
+def test_one_graph_of_each_region_serves_all_layers_and_micro_batches(monkeypatch, tmp_path):
+    """Two for training and two for inference, whatever the sizes; a limit that is hit is an error here."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compile_ = functools.cache(lambda region: torch.compile(region, backend=counter))
+    monkeypatch.setattr(fast, "fused_region", compile_)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    torch._dynamo.reset()
+    kinds = ["sliding_attention", "full_attention"] * 6
+    model, _ = adapted(
+        write_base("gemma2", tmp_path, num_hidden_layers=12, layer_types=kinds, sliding_window=16)
+    )
+    padded = results(model, 10_000)
+    use_fast_path_(model)
+    for budget in (1, 64, 100, 10_000):
+        assert_same(results(model, budget, recomputed=3), padded, 1e-3)
+    assert counter.frame_count == 4
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_dropout_keeps_the_mean_and_the_backward_has_the_mask_of_the_forward(count):
+    torch.manual_seed(0)
+    CB = torch.zeros(count * 24, 40, dtype=torch.int8)  # W = 0: what is left is LoRA
+    linears = [LoRALinear(Int8Linear(CB[:24], torch.ones(24)), 8, 16, 0.5) for _ in range(count)]
+    for linear in linears:
+        torch.nn.init.normal_(linear.lora_B.weight)
+    base, x = Int8Linear(CB, torch.ones(len(CB))), torch.rand(512, 40).requires_grad_()
+    y = project([linear.train() for linear in linears], base, x)
+    clean = torch.cat([linear.eval()(x) for linear in linears], dim=-1).detach()
+    assert (y - clean).abs().max() > 0.5  # something was dropped
+    assert (y.mean(0) - clean.mean(0)).abs().max() < 0.15 * clean.mean(0).abs().max()
+    y[:, :24].sum().backward()
+    for parameter in (linears[0].lora_A.weight, linears[0].lora_B.weight):  # y is linear in each of them
+        assert (parameter * parameter.grad).sum().item() == pytest.approx(y[:, :24].sum().item(), rel=1e-4)
+
+
+def test_why_not_names_the_reason(tiny, monkeypatch):
+    backbone = load_backbone(tiny, CPU, torch.float32)
+    assert "GPU" in why_not(backbone, torch.bfloat16)
+    monkeypatch.setattr(type(backbone), "device", torch.device("cuda"))
+    for capability, dtype, reason in (((7, 5), torch.bfloat16, "8.0"), ((9, 0), torch.float16, "bf16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert reason in why_not(backbone, dtype)
+    assert why_not(backbone, torch.bfloat16) == ""
+    backbone.config.model_type = "mistral"
+    assert "mistral" in why_not(backbone, torch.bfloat16)
+    monkeypatch.undo()
+    plain = load_backbone(tiny, CPU, torch.float32, quantize=False)
+    monkeypatch.setattr(type(plain), "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert "--matmul" in why_not(plain, torch.bfloat16)
+
+
+def test_where_it_cannot_be_taken_a_line_says_so_and_the_reference_is_used(tiny, capsys):
+    model, _ = adapted(tiny)
+    capsys.readouterr()
+    take_fast_path_(model, "on", torch.float32)
+    assert model.fast is None and capsys.readouterr().err == "fast path off: it needs a GPU\n"
+    take_fast_path_(model, "off", torch.float32)
+    assert capsys.readouterr().err == ""
+
+
+def test_layers_are_recomputed_as_far_as_memory_asks(tiny, monkeypatch):
+    backbone = load_backbone(tiny, CPU, torch.float32)
+    counts = []
+    for free in (2**30, 2**30 + 2**26, 2**31, 2**40):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, free))
+        counts.append(recomputed_layers(backbone, tokens=65536))
+    assert counts[0] == 2 and counts[-1] == 0 and counts == sorted(counts, reverse=True)
+
+
+def test_train_py_says_which_path_it_takes(tmp_path, capsys):
+    train.main(["--limit", "16", "--out", str(tmp_path / "run")])
+    assert "fast path off: it needs a GPU" in capsys.readouterr().err
