@@ -18,7 +18,8 @@ from helpers import adapted
 from safetensors.torch import load_file
 
 import train
-from minarena.checkpoint import find_checkpoints, restore_, save_checkpoint
+from minarena.checkpoint import find_checkpoints, save_checkpoint
+from minarena.resume import restore_
 from minarena.step import make_optimizer, trainable
 
 
@@ -149,12 +150,24 @@ def test_a_finished_run_is_never_overwritten(words, straight):
 def test_an_unfinished_run_is_not_overwritten_and_the_remedy_is_said(words, cut_off):
     with pytest.raises(ValueError, match=f"--out {cut_off} holds an unfinished run: --resume goes on"):
         train.main([*words, "--out", str(cut_off)])
-    for checkpoint in find_checkpoints(str(cut_off)):
-        checkpoint.rename(checkpoint.with_name("elsewhere-" + checkpoint.name))
-    with pytest.raises(ValueError, match="it has no checkpoint yet: delete it"):
+    (cut_off / "log.jsonl").unlink()  # the checkpoints are enough
+    with pytest.raises(ValueError, match="holds an unfinished run"):
         train.main([*words, "--out", str(cut_off)])
-    with pytest.raises(ValueError, match="--resume: no checkpoint in"):
-        train.main([*words, "--out", str(cut_off), "--resume"])
+
+
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again(
+    words, straight, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+    cut_after(1, [*words, "--out", str(out)], monkeypatch)
+    assert not find_checkpoints(str(out)) and (out / "log.jsonl").read_text()
+    with pytest.raises(ValueError, match="holds an unfinished run: --resume goes on"):
+        train.main([*words, "--out", str(out)])
+    with pytest.raises(ValueError, match="--resume: seed was .*, now it is 1"):
+        train.main([*words, "--out", str(out), "--seed", "1", "--resume"])
+    train.main([*words, "--out", str(out), "--resume"])
+    assert f"{out} has no checkpoint yet" in capsys.readouterr().err
+    assert_same_run(straight, out)
 
 
 def test_a_start_that_failed_before_its_first_step_stands_in_nobodys_way(words, straight, tmp_path):
@@ -175,7 +188,7 @@ def test_resuming_without_the_record_of_the_run_names_the_file(words, cut_off):
 
 
 def test_resuming_where_there_is_no_run_is_refused(words, tmp_path):
-    with pytest.raises(ValueError, match="--resume: no checkpoint in"):
+    with pytest.raises(ValueError, match="--resume: no run in"):
         train.main([*words, "--out", str(tmp_path / "none"), "--resume"])
     assert not (tmp_path / "none").exists()
 
@@ -225,6 +238,7 @@ def test_a_checkpoint_is_an_adapter_of_its_own(tiny, cut_off, straight):
         "adapter_model.safetensors",
         "optimizer.safetensors",
         "state.json",
+        "checksums.json",
     }
     kept = sorted(path.name for path in find_checkpoints(str(straight)))
     assert kept == ["checkpoint-6", "checkpoint-8"]  # the newest two; the last step is one of them
@@ -233,7 +247,7 @@ def test_a_checkpoint_is_an_adapter_of_its_own(tiny, cut_off, straight):
 def test_an_evaluation_that_fails_at_the_end_costs_no_step(words, straight, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(CutOff):
-        patch.setattr(train, "save_adapter", lambda *_: stop())
+        patch.setattr(train, "finish", lambda *_: stop())
         train.main([*words, "--out", str(out)])
     train.main([*words, "--out", str(out), "--resume"])
     assert_same_run(straight, out)
@@ -256,7 +270,7 @@ def test_an_unfinished_write_is_no_checkpoint(tiny, tmp_path, monkeypatch):
     assert not find_checkpoints(str(tmp_path))
     save_checkpoint(str(tmp_path), 3, model, optimizer, config, tiny)
     assert restore_(str(tmp_path), model, optimizer) == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-3", "log.jsonl"}
 
 
 def test_adamw8bit_goes_on_from_a_checkpoint_bit_for_bit(tiny, tmp_path):

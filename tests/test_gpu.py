@@ -11,9 +11,10 @@ import torch
 from helpers import adapted
 
 from minarena.adapter import AdapterConfig, attach_adapter_
-from minarena.checkpoint import restore_, save_checkpoint
+from minarena.checkpoint import save_checkpoint
 from minarena.int8 import DequantizedProduct
 from minarena.model import PreferenceModel, load_backbone
+from minarena.resume import restore_
 from minarena.step import make_optimizer, predict_first, train_step
 from minarena.text import encode
 from minarena.tiny import demo_pairs
