@@ -14,7 +14,7 @@ import bitsandbytes as bnb
 import pandas as pd
 import pytest
 import torch
-from helpers import adapted
+from helpers import adapted, assert_same_run, events
 from safetensors.torch import load_file
 
 import train
@@ -63,23 +63,6 @@ def cut_off(words, tmp_path, monkeypatch) -> Path:
     cut_after(5, [*words, "--out", str(tmp_path / "run")], monkeypatch)
     assert [path.name for path in find_checkpoints(str(tmp_path / "run"))] == ["checkpoint-4", "checkpoint-2"]
     return tmp_path / "run"
-
-
-def events(out: Path) -> list[dict]:
-    """The log without the one figure that is a measurement of time."""
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert all(line.pop("tokens_per_second") > 0 for line in lines if line["event"] == "step")
-    return lines
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    first, second = (load_file(out / "adapter_model.safetensors") for out in (one, other))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert events(one) == events(other)
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(one / "eval.parquet"), pd.read_parquet(other / "eval.parquet")
-    )
 
 
 def test_a_run_that_was_cut_off_and_resumed_is_the_straight_run_bit_for_bit(words, straight, cut_off):
@@ -163,7 +146,7 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again(
     assert not find_checkpoints(str(out)) and (out / "log.jsonl").read_text()
     with pytest.raises(ValueError, match="holds an unfinished run: --resume goes on"):
         train.main([*words, "--out", str(out)])
-    with pytest.raises(ValueError, match="--resume: seed was .*, now it is 1"):
+    with pytest.raises(ValueError, match=r"--resume: seed was .*, now it is 1"):
         train.main([*words, "--out", str(out), "--seed", "1", "--resume"])
     train.main([*words, "--out", str(out), "--resume"])
     assert f"{out} has no checkpoint yet" in capsys.readouterr().err
