@@ -95,7 +95,8 @@ def main(argv: list[str] | None = None) -> dict:
                 if step > saved:
                     save(step)
                 ids = pairs["id"].iloc[drawn].tolist()
-                raise type(error)(f"step {step + 1}: {error}; {step} steps are saved; rows {ids}") from error
+                where = f"step {step + 1}, rows {ids}"
+                raise type(error)(f"{where}: {error}; --resume goes on after step {step}") from error
             # -------------------------------------------------------- its record, and now and then more
             step_tokens = real_tokens(step_rows)
             tokens += step_tokens

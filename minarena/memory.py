@@ -38,6 +38,6 @@ def within_memory_(attempt: Callable, rows: Sequence, computing: dict, auto: boo
             if not auto:
                 raise MemoryError(f"{full}: try --token-budget {lower}") from error
         # not inside of `except`: there the error still holds the tensors that filled the memory
-        say(f"{full}: again, and from here on, with --token-budget {lower}")
+        say(f"\n{full}: again, and from here on, with --token-budget {lower}")
         computing["token_budget"] = lower
         torch.cuda.empty_cache()

@@ -81,7 +81,7 @@ def read_record(path: Path) -> dict:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{path} is damaged: {error}; restore it, or delete its folder") from error
 
 
 def cut_log(out: str, done: int) -> None:
