@@ -98,9 +98,14 @@ def signal_in_step(number: int, *signals: int) -> None:
     step.train_step = train_step
 
 
-def signal_in_part(number: int, sent: int) -> None:
-    """infer.py in parts of five rows; the signal comes in the part of that number (from 1)."""
+def small_parts() -> None:
+    """infer.py in parts of five rows."""
     parts.PART = predict.PART = 5
+
+
+def signal_in_part(number: int, sent: int) -> None:
+    """The same, and the signal comes in the part of that number (from 1)."""
+    small_parts()
     real, calls = predict.predict_first, iter(range(1, number + 1))
 
     def predict_first(*arguments, **keywords):

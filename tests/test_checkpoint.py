@@ -296,3 +296,11 @@ def test_the_record_holds_every_resolved_option_the_files_and_the_versions(strai
     assert record["rows"] == 20 and record["data_files"][0]["file"] == pairs_file
     assert {"python", "torch", "transformers", "bitsandbytes"} <= record["versions"].keys()
     assert "commit" in record
+
+
+def test_a_run_that_was_begun_on_another_device_is_not_resumed(words, cut_off):
+    """The optimiser's state is another there, and no rounding is the same."""
+    path = cut_off / "train_config.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    with pytest.raises(ValueError, match="--resume: device was 'cuda', now it is 'cpu'"):
+        train.main([*words, "--out", str(cut_off), "--resume"])

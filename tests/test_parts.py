@@ -10,8 +10,6 @@ by SIGKILL, by an error at each flush and each rename, by damaged and by foreign
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +17,6 @@ import children
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
 from helpers import counted, label_file, rows_of_all_lengths, write_pairs
 
 import infer
@@ -37,14 +34,13 @@ def test_after_kill_9_the_same_command_goes_on_and_gives_the_same_labels(
 ):
     infer.main(labelling(runs, tmp_path, "straight.parquet"))
     words, out = labelling(runs, tmp_path), tmp_path / "pseudo.parquet"
-    code = "import sys, minarena.predict, infer; minarena.predict.PART = infer.PART = 5; "
-    code += "infer.main(sys.argv[1:])"
-    child = subprocess.Popen([sys.executable, "-c", code, *words], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    child = children.begin("infer", words, tmp_path / "said", children.small_parts)
     folder = Path(f"{out}.parts")
-    while child.poll() is None and len([*folder.glob("*.parquet")]) < 3:
+    while child.is_alive() and len([*folder.glob("*.parquet")]) < 3:
         time.sleep(0.001)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     done = len([*folder.glob("*.parquet")])
     assert 3 <= done < 20 and not out.exists()
     calls = counted(monkeypatch)
