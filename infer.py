@@ -116,6 +116,7 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
         fraction=config.tta_fraction,
         weights=config.weights,
         token_budget=16384 if config.token_budget == "auto" else config.token_budget,
+        auto=config.token_budget == "auto",
         dtype=dtype,
         folder=parts,
         **how,
@@ -170,4 +171,4 @@ def load_rows(config: InferConfig, base: str) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, f"the same command goes on, in a file of more than {PART:,} rows where it stopped")

@@ -12,17 +12,19 @@ import json
 import resource
 import time
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from minarena.adapter import AdapterConfig, attach_adapter_, load_adapter_, read_adapter, save_adapter
+from minarena.adapter import AdapterConfig, attach_adapter_, load_adapter_, read_adapter
 from minarena.batching import rows_of_step, steps_per_epoch
-from minarena.checkpoint import claim, open_log, restore_, save_checkpoint
+from minarena.checkpoint import claim, finish, log_event, save_checkpoint
 from minarena.config import TrainConfig, parse, run, say
 from minarena.data import file_record, row_weights, split, swapped
+from minarena.memory import within_memory_
 from minarena.metrics import scores
 from minarena.model import (
     PreferenceModel,
@@ -33,15 +35,8 @@ from minarena.model import (
     residual_dtype,
     take_fast_path_,
 )
-from minarena.step import (
-    lr_at,
-    make_optimizer,
-    predict_first,
-    real_tokens,
-    seed_dropout,
-    train_step,
-    trainable,
-)
+from minarena.signals import stop_requests
+from minarena.step import lr_at, make_optimizer, predict_first, real_tokens, train_step, trainable
 from minarena.text import encode, load_tokenizer, pad_id, repaired
 from minarena.tiny import DEMO_LR, base_folder, demo_pairs
 
@@ -52,7 +47,13 @@ def main(argv: list[str] | None = None) -> dict:
     resolve(config, device)
     pairs, held_out = load_pairs(config)
     files = [file_record(path) for path in [*config.data, *filter(None, [config.eval_data])]]
-    claim(config.out, asdict(config) | {"data_files": files, "rows": len(pairs)})
+    record = asdict(config) | {"data_files": files, "rows": len(pairs), "device": device.type}
+    if config.resume:
+        from minarena.resume import compare, restore_  # a new run needs none of it
+
+        compare(config.out, record)
+    else:
+        claim(config.out, record)
 
     pairs, held_out = repaired(pairs), repaired(held_out)
     model, adapter, tokenizer, dtype = build(config, device)
@@ -66,56 +67,57 @@ def main(argv: list[str] | None = None) -> dict:
     eval_rows = [encode(tokenizer, table, config.max_length, config.truncation) for table in eval_shown]
     budget = {"auto": 8192 if device.type == "cuda" else 4096}.get(config.token_budget, config.token_budget)
     computing = {"pad_id": pad_id(tokenizer), "dtype": dtype, "token_budget": budget}
+    auto = config.token_budget == "auto"
+    how = {"max_grad_norm": config.max_grad_norm, "label_smoothing": config.label_smoothing} | computing
 
     pairs, shown = pairs[["id"]], None  # texts are no longer needed, and of 600,000 rows they are gigabytes
     n, steps = len(pairs), config.epochs * steps_per_epoch(len(pairs), config.batch_size)
     done = restore_(config.out, model, optimizer) if config.resume else 0
     recomputed = fit_layers_(model, budget, longest=max(map(len, rows)))
     describe(config, model, n, held_out, rows, steps, budget, recomputed)
-    log = open_log(config.out, done)
-    tokens, start = 0, time.perf_counter()
+    log = partial(log_event, config.out)
+    parts = {"model": model, "optimizer": optimizer, "config": adapter, "base": config.model}
+    save = partial(save_checkpoint, config.out, **parts)
+    tokens, saved, start = 0, done, time.perf_counter()
     bar = tqdm(range(done, steps), "train", initial=done, total=steps, unit="step")
-    for step in bar:
-        # -------------------------------------------------------- one optimiser step
-        step_start = time.perf_counter()
-        drawn = rows_of_step(step, n, config.batch_size, config.seed)
-        chosen = np.concatenate([drawn, drawn + n]) if config.order == "both" else drawn
-        step_rows = [rows[i] for i in chosen]
-        lr = lr_at(step, steps, config.lr, config.warmup_ratio)
-        seed_dropout(config.seed, step)
-        try:
-            loss, grad_norm = train_step(
-                model,
-                optimizer,
-                step_rows,
-                labels[chosen],
-                lr=lr,
-                max_grad_norm=config.max_grad_norm,
-                label_smoothing=config.label_smoothing,
-                row_weights=weights[chosen],
-                **computing,
-            )
-        except FloatingPointError as error:
-            ids = pairs["id"].iloc[drawn].tolist()
-            raise FloatingPointError(f"step {step + 1}: {error}; weights untouched; rows {ids}") from error
-        # -------------------------------------------------------- its record, and now and then more
-        step_tokens = real_tokens(step_rows)
-        tokens += step_tokens
-        speed = step_tokens / (time.perf_counter() - step_start)
-        log("step", step + 1, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed, 1))
-        mean_speed = tokens / (time.perf_counter() - start)
-        bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, {mean_speed:,.0f} tokens/s")
-        if step + 1 < steps and config.eval_every and (step + 1) % config.eval_every == 0:
-            log("eval", step + 1, **evaluate(model, held_out, eval_rows, computing)[0])
-        if step + 1 == steps or (step + 1) % config.save_every == 0:
-            save_checkpoint(config.out, step + 1, model, optimizer, adapter, config.model)
-            log("save", step + 1)
+    with stop_requests() as signals:
+        for step in bar:
+            # -------------------------------------------------------- one optimiser step
+            step_start = time.perf_counter()
+            drawn = rows_of_step(step, n, config.batch_size, config.seed)
+            chosen = np.concatenate([drawn, drawn + n]) if config.order == "both" else drawn
+            step_rows = [rows[i] for i in chosen]
+            lr = lr_at(step, steps, config.lr, config.warmup_ratio)
+            batch = (step_rows, labels[chosen])
+            attempt = partial(train_step, model, optimizer, *batch, lr=lr, row_weights=weights[chosen], **how)
+            try:
+                loss, grad_norm = within_memory_(attempt, step_rows, computing, auto, (config.seed, step))
+            except (FloatingPointError, MemoryError) as error:  # both leave the weights as they were
+                if step > saved:
+                    save(step)
+                ids = pairs["id"].iloc[drawn].tolist()
+                where = f"step {step + 1}, rows {ids}"
+                raise type(error)(f"{where}: {error}; --resume goes on after step {step}") from error
+            # -------------------------------------------------------- its record, and now and then more
+            step_tokens = real_tokens(step_rows)
+            tokens += step_tokens
+            speed = step_tokens / (time.perf_counter() - step_start)
+            log("step", step + 1, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed, 1))
+            mean_speed = tokens / (time.perf_counter() - start)
+            bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, {mean_speed:,.0f} tokens/s")
+            if step + 1 < steps and config.eval_every and (step + 1) % config.eval_every == 0:
+                log("eval", step + 1, **evaluate(model, held_out, eval_rows, computing)[0])
+            if signals or step + 1 == steps or (step + 1) % config.save_every == 0:
+                save(saved := step + 1)
+            if signals:
+                bar.close()
+                say(f"Stopped: {saved} of {steps} steps are saved; the same command with --resume goes on.")
+                raise SystemExit(128 + signals[0])
 
     seconds = time.perf_counter() - start
     figures, table = evaluate(model, held_out, eval_rows, computing)
     log("eval", steps, **figures)
-    table.to_parquet(f"{config.out}/eval.parquet", index=False)
-    save_adapter(config.out, model, adapter, config.model)
+    finish(config.out, table, model, adapter, config.model)
     result = {"out": config.out, "order": config.order, "steps": steps, "rows": n, "tokens": tokens}
     result |= {"seconds": round(seconds, 2), "tokens_per_second": round(tokens / max(seconds, 1e-9), 1)}
     result |= {"peak_memory_gib": round(peak_bytes(device) / 2**30, 3)}
@@ -259,4 +261,4 @@ def report(config: TrainConfig, figures: dict, rows: int) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "--resume goes on from the newest checkpoint, if there is one")

@@ -247,14 +247,19 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def run(main: Callable) -> None:
-    """Call a command's main; what a user can cause (ValueError, OSError, bad numbers) ends in one line."""
+def run(main: Callable, again: str = "nothing was written") -> None:
+    """Call a command's main; what a user can cause (ValueError, OSError, bad numbers) ends in one line.
+
+    again: what is said after Ctrl-C about going on.
+    """
+    name = sys.argv[0].rpartition("/")[2]
     try:
         main()
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
-            raise  # torch's out-of-memory error, by name: this file imports nothing
-        full = (
-            "out of GPU memory: give a smaller --token-budget" if isinstance(error, RuntimeError) else error
-        )
-        raise SystemExit(f"{sys.argv[0].rpartition('/')[2]}: {full}") from None
+    except KeyboardInterrupt:
+        say(f"\n{name}: stopped; {again}")
+        raise SystemExit(130) from None
+    except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
+        full = type(error).__name__ == "OutOfMemoryError"  # torch's, by name: this file imports nothing
+        if isinstance(error, RuntimeError) and not full:
+            raise
+        raise SystemExit(f"{name}: {first_line(error) if full else error}") from None

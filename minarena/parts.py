@@ -10,15 +10,15 @@ holds the ids of its rows, and is not taken for other rows.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from minarena.checkpoint import flush_to_disk
+from minarena.checkpoint import ASIDE, put_in_place, write_text, writing
 from minarena.config import first_line
+from minarena.resume import read_record
 
 PART = 10_000  # rows: some minutes of a 9B on one GPU, the most that an interruption costs
 
@@ -28,7 +28,7 @@ def open_parts(folder: str, run: dict) -> Path:
     path, record = Path(folder), Path(folder) / "run.json"
     text = json.dumps(run, indent=2)
     if record.exists():
-        begun = json.loads(record.read_text())
+        begun = read_record(record)
         other = [name for name, value in json.loads(text).items() if begun.get(name) != value]
         if other:
             raise ValueError(
@@ -38,6 +38,8 @@ def open_parts(folder: str, run: dict) -> Path:
         print(f"{folder}: going on; {done} parts are done already", file=sys.stderr)
     else:
         path.mkdir(exist_ok=True)
+        for stray in path.glob("*.parquet"):  # without their record nobody knows whose they are
+            stray.unlink()
         write_text(text, record)
     return path
 
@@ -48,9 +50,9 @@ def stored_part(folder: Path | None, name: str, ids: pd.Series) -> np.ndarray | 
     if not path or not path.exists():
         return None
     try:
-        stored = pd.read_parquet(path)
+        stored = pd.read_parquet(path, page_checksum_verification=True)
         return stored["p"].to_numpy() if list(stored["id"]) == list(ids) else None
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # of a damaged file pyarrow raises many kinds
         print(f"{path} is damaged ({first_line(error)}): computed again", file=sys.stderr)
         return None
 
@@ -62,18 +64,10 @@ def store_part(folder: Path | None, name: str, ids: pd.Series, p: np.ndarray) ->
 
 def write_whole(table: pd.DataFrame, path: str) -> None:
     """Write a table by its ending, .csv or .parquet; until it is on the disk, nothing has that name."""
-    aside = f"{path}.unfinished"
-    table.to_csv(aside, index=False) if path.endswith(".csv") else table.to_parquet(aside, index=False)
-    put_in_place(aside, path)
-
-
-def write_text(text: str, path: Path) -> None:
-    aside = path.with_name(path.name + ".unfinished")
-    aside.write_text(text)
-    put_in_place(aside, path)
-
-
-def put_in_place(aside: str | Path, path: str | Path) -> None:
-    flush_to_disk(Path(aside))
-    os.replace(aside, path)
-    flush_to_disk(Path(path).resolve().parent)
+    aside = Path(f"{path}.{ASIDE}")
+    with writing(path, aside):
+        if path.endswith(".csv"):
+            table.to_csv(aside, index=False)
+        else:
+            table.to_parquet(aside, index=False, write_page_checksum=True)
+        put_in_place(aside, path)

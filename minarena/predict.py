@@ -6,8 +6,8 @@ adapters change in place. Results are a Series with the id as its index, never p
 length on the way, and public code for this very task has written sorted predictions back to unsorted rows.
 """
 
-import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from torch import nn
 
 from minarena.adapter import load_adapter_
 from minarena.data import swapped
+from minarena.memory import within_memory_
 from minarena.parts import PART, store_part, stored_part
+from minarena.resume import read_record
 from minarena.step import predict_first
 from minarena.text import encode, pad_id
 
@@ -46,11 +48,8 @@ def find_adapter(argument: str) -> TrainedAdapter:
         )
     home = Path(folder).resolve()  # the record of a checkpoint stands in its run's folder
     path = (home.parent if home.name.startswith("checkpoint-") else home) / "train_config.json"
-    try:
-        record = json.loads(path.read_text()) if path.exists() else {}
-        order = order or record.get("order", "ab")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: not a record of train.py: {error}") from error
+    record = read_record(path) if path.exists() else {}
+    order = order or record.get("order", "ab")
     if order not in ("ab", "ba", "both"):
         raise ValueError(f"{path}: order {order!r}: must be ab, ba or both")
     return TrainedAdapter(folder, order, record)
@@ -119,12 +118,13 @@ def one_pass(
     max_length: int = 2200,
     truncation: str = "left",
     folder: Path | None = None,
+    auto: bool = False,
     **computing,
 ) -> pd.Series:
     """P(response_a wins) by one adapter that is shown the rows in `order`, with the ids as its index.
 
-    folder: where finished parts are kept under `name` (parts.py); None keeps none. computing: token_budget
-    and dtype of step.predict_first.
+    folder: where finished parts are kept under `name` (parts.py); None keeps none. auto: whether the
+    token budget is lowered where the GPU cannot hold it. computing: token_budget and dtype of predict_first.
     """
     shown, p_first, loaded = table if order == "ab" else swapped(table), [], False
     for start in range(0, len(shown), PART):
@@ -136,7 +136,8 @@ def one_pass(
                 loaded = True
             ids = encode(tokenizer, rows, max_length, truncation)
             label = f"{adapter.folder} {order}" + f", rows from {start:,}" * (len(shown) > PART)
-            p = predict_first(model, ids, label=label, pad_id=pad_id(tokenizer), **computing)
+            attempt = partial(predict_first, model, ids, label=label, pad_id=pad_id(tokenizer), **computing)
+            p = within_memory_(attempt, ids, computing, auto)
             store_part(folder, this, rows["id"], p)
         p_first.append(p)
     p = np.concatenate(p_first)

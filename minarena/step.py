@@ -157,7 +157,10 @@ def train_step(
         raise FloatingPointError(f"loss {loss}, gradient norm {grad_norm}")
     for group in optimizer.param_groups:
         group["lr"] = lr
-    optimizer.step()
+    try:
+        optimizer.step()
+    except torch.OutOfMemoryError as error:  # before this line the step could be done again
+        raise ValueError("out of GPU memory in the optimiser: weights half updated, not saved") from error
     return loss, grad_norm
 
 

@@ -3,8 +3,10 @@
 write_pairs(path, table): the competition's columns (winner, not label), by the ending of the path
 adapted(folder, ...): a PreferenceModel over the base in `folder`, with an adapter whose lora_B is not zero
 rows_of_all_lengths(n), label_file(path), counted(monkeypatch): for the tests of inference and pseudo-labels
+events(out), assert_same_run(one, other): for the tests of runs that were cut off
 """
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +15,7 @@ import torch
 
 from minarena import predict
 from minarena.adapter import AdapterConfig, attach_adapter_
+from minarena.checkpoint import find_checkpoints
 from minarena.model import PreferenceModel, load_backbone
 from minarena.tiny import demo_pairs
 
@@ -76,3 +79,20 @@ def counted(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(predict, "predict_first", count)
     return calls
+
+
+def events(out: Path, saves: bool = True) -> list[dict]:
+    """The log without the one figure that is a measurement of time, and if not `saves` without these."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert all(line.pop("tokens_per_second") > 0 for line in lines if line["event"] == "step")
+    return [line for line in lines if saves or line["event"] != "save"]
+
+
+def assert_same_run(one: Path, other: Path, saves: bool = True) -> None:
+    """Weights, the optimiser's state after the last step, log and predictions: bit for bit."""
+    last = find_checkpoints(str(one))[0].name
+    for file in ("adapter_model.safetensors", f"{last}/optimizer.safetensors", f"{last}/state.json"):
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+    assert events(one, saves) == events(other, saves)
+    tables = [pd.read_parquet(out / "eval.parquet") for out in (one, other)]
+    pd.testing.assert_frame_equal(*tables)

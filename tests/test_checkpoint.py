@@ -14,11 +14,12 @@ import bitsandbytes as bnb
 import pandas as pd
 import pytest
 import torch
-from helpers import adapted
+from helpers import adapted, assert_same_run, events
 from safetensors.torch import load_file
 
 import train
-from minarena.checkpoint import find_checkpoints, restore_, save_checkpoint
+from minarena.checkpoint import find_checkpoints, save_checkpoint
+from minarena.resume import restore_
 from minarena.step import make_optimizer, trainable
 
 
@@ -62,23 +63,6 @@ def cut_off(words, tmp_path, monkeypatch) -> Path:
     cut_after(5, [*words, "--out", str(tmp_path / "run")], monkeypatch)
     assert [path.name for path in find_checkpoints(str(tmp_path / "run"))] == ["checkpoint-4", "checkpoint-2"]
     return tmp_path / "run"
-
-
-def events(out: Path) -> list[dict]:
-    """The log without the one figure that is a measurement of time."""
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert all(line.pop("tokens_per_second") > 0 for line in lines if line["event"] == "step")
-    return lines
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    first, second = (load_file(out / "adapter_model.safetensors") for out in (one, other))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert events(one) == events(other)
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(one / "eval.parquet"), pd.read_parquet(other / "eval.parquet")
-    )
 
 
 def test_a_run_that_was_cut_off_and_resumed_is_the_straight_run_bit_for_bit(words, straight, cut_off):
@@ -149,12 +133,24 @@ def test_a_finished_run_is_never_overwritten(words, straight):
 def test_an_unfinished_run_is_not_overwritten_and_the_remedy_is_said(words, cut_off):
     with pytest.raises(ValueError, match=f"--out {cut_off} holds an unfinished run: --resume goes on"):
         train.main([*words, "--out", str(cut_off)])
-    for checkpoint in find_checkpoints(str(cut_off)):
-        checkpoint.rename(checkpoint.with_name("elsewhere-" + checkpoint.name))
-    with pytest.raises(ValueError, match="it has no checkpoint yet: delete it"):
+    (cut_off / "log.jsonl").unlink()  # the checkpoints are enough
+    with pytest.raises(ValueError, match="holds an unfinished run"):
         train.main([*words, "--out", str(cut_off)])
-    with pytest.raises(ValueError, match="--resume: no checkpoint in"):
-        train.main([*words, "--out", str(cut_off), "--resume"])
+
+
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again(
+    words, straight, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+    cut_after(1, [*words, "--out", str(out)], monkeypatch)
+    assert not find_checkpoints(str(out)) and (out / "log.jsonl").read_text()
+    with pytest.raises(ValueError, match="holds an unfinished run: --resume goes on"):
+        train.main([*words, "--out", str(out)])
+    with pytest.raises(ValueError, match=r"--resume: seed was .*, now it is 1"):
+        train.main([*words, "--out", str(out), "--seed", "1", "--resume"])
+    train.main([*words, "--out", str(out), "--resume"])
+    assert f"{out} has no checkpoint yet" in capsys.readouterr().err
+    assert_same_run(straight, out)
 
 
 def test_a_start_that_failed_before_its_first_step_stands_in_nobodys_way(words, straight, tmp_path):
@@ -175,7 +171,7 @@ def test_resuming_without_the_record_of_the_run_names_the_file(words, cut_off):
 
 
 def test_resuming_where_there_is_no_run_is_refused(words, tmp_path):
-    with pytest.raises(ValueError, match="--resume: no checkpoint in"):
+    with pytest.raises(ValueError, match="--resume: no run in"):
         train.main([*words, "--out", str(tmp_path / "none"), "--resume"])
     assert not (tmp_path / "none").exists()
 
@@ -225,6 +221,7 @@ def test_a_checkpoint_is_an_adapter_of_its_own(tiny, cut_off, straight):
         "adapter_model.safetensors",
         "optimizer.safetensors",
         "state.json",
+        "checksums.json",
     }
     kept = sorted(path.name for path in find_checkpoints(str(straight)))
     assert kept == ["checkpoint-6", "checkpoint-8"]  # the newest two; the last step is one of them
@@ -233,7 +230,7 @@ def test_a_checkpoint_is_an_adapter_of_its_own(tiny, cut_off, straight):
 def test_an_evaluation_that_fails_at_the_end_costs_no_step(words, straight, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(CutOff):
-        patch.setattr(train, "save_adapter", lambda *_: stop())
+        patch.setattr(train, "finish", lambda *_: stop())
         train.main([*words, "--out", str(out)])
     train.main([*words, "--out", str(out), "--resume"])
     assert_same_run(straight, out)
@@ -256,7 +253,7 @@ def test_an_unfinished_write_is_no_checkpoint(tiny, tmp_path, monkeypatch):
     assert not find_checkpoints(str(tmp_path))
     save_checkpoint(str(tmp_path), 3, model, optimizer, config, tiny)
     assert restore_(str(tmp_path), model, optimizer) == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-3", "log.jsonl"}
 
 
 def test_adamw8bit_goes_on_from_a_checkpoint_bit_for_bit(tiny, tmp_path):
@@ -299,3 +296,11 @@ def test_the_record_holds_every_resolved_option_the_files_and_the_versions(strai
     assert record["rows"] == 20 and record["data_files"][0]["file"] == pairs_file
     assert {"python", "torch", "transformers", "bitsandbytes"} <= record["versions"].keys()
     assert "commit" in record
+
+
+def test_a_run_that_was_begun_on_another_device_is_not_resumed(words, cut_off):
+    """The optimiser's state is another there, and no rounding is the same."""
+    path = cut_off / "train_config.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    with pytest.raises(ValueError, match="--resume: device was 'cuda', now it is 'cpu'"):
+        train.main([*words, "--out", str(cut_off), "--resume"])

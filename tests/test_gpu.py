@@ -12,11 +12,12 @@ from bases import write_base
 from helpers import adapted
 
 from minarena.adapter import AdapterConfig, attach_adapter_
-from minarena.checkpoint import restore_, save_checkpoint
+from minarena.checkpoint import save_checkpoint
 from minarena.fast import compiled, project, use_fast_path_, why_not
 from minarena.int8 import DequantizedProduct, Int8Linear
 from minarena.lora import LoRALinear
 from minarena.model import PreferenceModel, load_backbone
+from minarena.resume import restore_
 from minarena.step import make_optimizer, predict_first, train_step
 from minarena.text import encode
 from minarena.tiny import demo_pairs, write_tiny

@@ -17,8 +17,8 @@ from conftest import REPOSITORY
 
 FLOORS = [
     ["config", "dist", "metrics", "data", "snip", "int8", "lora", "attention"],
-    ["shards", "sources", "files", "text", "batching", "tiny", "adapter", "step"],
-    ["checkpoint", "parts", "merge", "convert", "fast", "model"],
+    ["shards", "sources", "files", "text", "batching", "tiny", "adapter", "step", "memory", "signals"],
+    ["checkpoint", "resume", "parts", "merge", "convert", "fast", "model"],
     ["predict", "pseudo", "report"],
 ]
 GROUND = FLOORS[0]

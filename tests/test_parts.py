@@ -8,19 +8,20 @@ by SIGKILL, by an error at each flush and each rename, by damaged and by foreign
 """
 
 import os
+import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import children
+import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
 from helpers import counted, label_file, rows_of_all_lengths, write_pairs
 
 import infer
-from minarena import parts
+from minarena import checkpoint
+from minarena.parts import store_part, stored_part
 
 
 def labelling(runs, tmp_path, out="pseudo.parquet") -> list[str]:
@@ -33,14 +34,13 @@ def test_after_kill_9_the_same_command_goes_on_and_gives_the_same_labels(
 ):
     infer.main(labelling(runs, tmp_path, "straight.parquet"))
     words, out = labelling(runs, tmp_path), tmp_path / "pseudo.parquet"
-    code = "import sys, minarena.predict, infer; minarena.predict.PART = infer.PART = 5; "
-    code += "infer.main(sys.argv[1:])"
-    child = subprocess.Popen([sys.executable, "-c", code, *words], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    child = children.begin("infer", words, tmp_path / "said", children.small_parts)
     folder = Path(f"{out}.parts")
-    while child.poll() is None and len([*folder.glob("*.parquet")]) < 3:
+    while child.is_alive() and len([*folder.glob("*.parquet")]) < 3:
         time.sleep(0.001)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     done = len([*folder.glob("*.parquet")])
     assert 3 <= done < 20 and not out.exists()
     calls = counted(monkeypatch)
@@ -57,7 +57,7 @@ def test_a_crash_at_any_write_loses_only_the_part_at_work(runs, tmp_path, small_
     calls = counted(monkeypatch)
     crashes = 0
     for name in ("flush_to_disk", "replace"):
-        owner = parts if name == "flush_to_disk" else os
+        owner = checkpoint if name == "flush_to_disk" else os
         real = getattr(owner, name)
         for survived in range(0, 60, 3):
             left = [survived]
@@ -148,3 +148,75 @@ def test_a_disk_that_fills_while_the_labels_are_written_leaves_no_half_of_them(r
     assert not out.exists()
     infer.main(words)
     assert len(label_file(out)) == 23
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(runs, tmp_path, small_parts, monkeypatch):
+    infer.main(labelling(runs, tmp_path, "straight.parquet"))
+    words, out = labelling(runs, tmp_path), tmp_path / "pseudo.parquet"
+    code, said = children.run("infer", words, children.signal_in_part, 4, signal.SIGINT)
+    assert code == 130 and "Traceback" not in said and not out.exists()
+    assert said.splitlines()[-1].startswith("infer.py: stopped; the same command goes on")
+    calls = counted(monkeypatch)
+    infer.main(words)
+    assert len(calls) == 20 - 3
+    assert label_file(out) == label_file(tmp_path / "straight.parquet")
+
+
+def test_sigterm_loses_only_the_part_at_work(runs, tmp_path, small_parts, monkeypatch):
+    words, out = labelling(runs, tmp_path), tmp_path / "pseudo.parquet"
+    code, said = children.run("infer", words, children.signal_in_part, 4, signal.SIGTERM)
+    assert code == -signal.SIGTERM and "Traceback" not in said and not out.exists()  # a shell calls it 143
+    calls = counted(monkeypatch)
+    infer.main(words)
+    assert len(calls) == 20 - 3 and len(label_file(out)) == 23
+
+
+def test_a_full_disk_is_said_in_one_line_and_what_is_done_stays(runs, tmp_path):
+    """Parts have room, the label file, which holds the texts, has none."""
+    words, out = labelling(runs, tmp_path), tmp_path / "pseudo.parquet"
+    code, said = children.run("infer", words, children.small_files, 4000)
+    assert code == 1 and "Traceback" not in said
+    assert said.splitlines()[-1].startswith(f"infer.py: {out}: not written: [Errno 27]")
+    assert not list(tmp_path.glob("pseudo*"))
+
+
+def test_one_flipped_bit_in_a_part_never_passes_for_its_numbers(tmp_path, capsys):
+    """Every third byte: what it leaves is refused, or what it holds is what was stored."""
+    ids, p = pd.Series([f"row-{i}" for i in range(50)]), np.random.default_rng(0).random(50)
+    store_part(tmp_path, "0-ab-00000", ids, p)
+    path, draw, refused = tmp_path / "0-ab-00000.parquet", random.Random(0), 0
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        stored = stored_part(tmp_path, "0-ab-00000", ids)
+        refused += stored is None
+        assert stored is None or np.array_equal(stored, p), at
+    path.write_bytes(whole)
+    assert np.array_equal(stored_part(tmp_path, "0-ab-00000", ids), p)
+    assert refused > len(whole) / 3 / 4  # the rest is a header that describes, and decides nothing
+
+
+def test_parts_without_their_record_are_not_taken(runs, tmp_path, small_parts, monkeypatch):
+    """A finished run's folder that was half deleted, then another run under the same name."""
+    infer.main(labelling(runs[::-1], tmp_path, "straight.parquet"))
+    with monkeypatch.context() as patch:
+        patch.setattr(infer, "write_labels", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            infer.main(labelling(runs, tmp_path))
+    (tmp_path / "pseudo.parquet.parts" / "run.json").unlink()
+    infer.main(labelling(runs[::-1], tmp_path))
+    assert label_file(tmp_path / "pseudo.parquet") == label_file(tmp_path / "straight.parquet")
+
+
+def test_a_damaged_record_is_named_with_the_remedy(runs, tmp_path, small_parts, monkeypatch):
+    words = labelling(runs, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(infer, "write_labels", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            infer.main(words)
+    for text in ("{", "[1]", ""):
+        (tmp_path / "pseudo.parquet.parts" / "run.json").write_text(text)
+        with pytest.raises(ValueError, match=r"pseudo\.parquet\.parts/run\.json is damaged: .*delete"):
+            infer.main(words)

@@ -1,0 +1,104 @@
+"""Going on with a run that was cut off, as if it had not been: the same options, its log, its newest good
+checkpoint.
+
+    compare(out, options)                    ValueError where the run would not be the one begun
+    done = restore_(out, model, optimizer)   steps done: weights, optimiser state and log are those after them
+
+Nothing is ever unpickled. What it does not do: go on from another run's adapter (--init-adapter does).
+"""
+
+import json
+import math
+from itertools import takewhile
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from minarena.adapter import adapter_tensors, read_adapter
+from minarena.checkpoint import find_checkpoints, refuse_finished, write_text
+from minarena.config import first_line, say
+from minarena.data import file_record
+
+# What a resumed run may change: nothing of it decides the result.
+FREE = {"out", "resume", "swap", "eval_every", "save_every", "token_budget", "versions", "commit"}
+
+
+def compare(out: str, options: dict) -> None:
+    """Raises ValueError where `out` holds no run that these options would go on with, naming the first."""
+    refuse_finished(out)
+    path = Path(out) / "train_config.json"
+    if not path.exists() and not find_checkpoints(out):
+        raise ValueError(f"--resume: no run in {out}: leave --resume away, or give the run's --out")
+    begun = read_record(path)
+    for name in sorted((options.keys() | begun.keys()) - FREE):
+        if begun.get(name) != options.get(name):
+            change = f"{name} was {begun.get(name)!r}, now it is {options.get(name)!r}"
+            raise ValueError(f"--resume: {change}: a resumed run keeps its options")
+
+
+def restore_(out: str, model: nn.Module, optimizer) -> int:
+    """Put the newest good checkpoint's weights and optimiser state into place; returns the steps done.
+
+    A damaged one is named on the way and the one before is taken. Raises ValueError where there are some and
+    none can be read; where there are none, the run was cut off before its first and begins again.
+    """
+    reasons = []
+    for folder in find_checkpoints(out):
+        try:
+            for name, digest in read_record(folder / "checksums.json").items():
+                if file_record(folder / name)["sha256"] != digest:
+                    raise ValueError(f"{name} is not what was written")
+            stored = read_record(folder / "state.json")
+            tensors = load_file(folder / "optimizer.safetensors")
+            weights, wanted = read_adapter(folder)[1], adapter_tensors(model)
+            if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in wanted.items()}:
+                raise ValueError("its tensors are those of another model")
+            break
+        except (OSError, ValueError, SafetensorError) as error:
+            reasons.append(f"{folder} is damaged: {first_line(error)}")
+            say(reasons[-1])
+    else:
+        if reasons:
+            raise ValueError(f"--resume: no usable checkpoint in {out}. {' '.join(reasons)}")
+        say(f"{out} has no checkpoint yet: the run begins again at its first step")
+        write_text("", Path(out) / "log.jsonl")
+        return 0
+    for name, parameter in wanted.items():
+        parameter.copy_(weights[name])
+    state = {}
+    for name, value in [*tensors.items(), *stored["optimizer"].items()]:
+        index, _, key = name.partition("/")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    cut_log(out, stored["step"])
+    return stored["step"]
+
+
+def read_record(path: Path) -> dict:
+    """A JSON object from a file; ValueError that names the file where there is none."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}; restore it, or delete its folder") from error
+
+
+def cut_log(out: str, done: int) -> None:
+    """Drop what log.jsonl has from after the checkpoint of step `done`, for that is done again, and what
+    cannot be read, such as a last line that was cut off itself."""
+    path, saved = Path(out) / "log.jsonl", {"event": "save", "step": done}
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    before = takewhile(lambda event: event != saved, map(readable, lines))
+    events = [event for event in before if event.get("step", math.inf) <= done]
+    steps = sum(event.get("event") == "step" for event in events)
+    if steps != done:
+        say(f"{path} is damaged: of the {done:,} steps that were done it has {steps:,}")
+    write_text("".join(json.dumps(event) + "\n" for event in [*events, saved]), path)
+
+
+def readable(line: str) -> dict:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        return {}

@@ -1,0 +1,121 @@
+"""What runs in a child process: a command from its first to its last line, with a fault put in beforehand.
+
+    code, said = run("train", words, kill_at, 7)      dies instead of its 7th flush or rename: code is -9
+
+A child is forked from a server that has imported everything once: it takes half a second, not six. A fault
+is a function of this file and its arguments.
+"""
+
+import multiprocessing
+import os
+import resource
+import runpy
+import select
+import signal
+import sys
+import tempfile
+from multiprocessing import forkserver
+from pathlib import Path
+from unittest.mock import patch
+
+import bitsandbytes  # noqa: F401  (this and the next two: for the children, once)
+import pyarrow.parquet  # noqa: F401
+import transformers.models.gemma2.modeling_gemma2  # noqa: F401
+
+import infer  # noqa: F401
+import train  # noqa: F401
+from minarena import parts, predict, step
+
+REPOSITORY = Path(__file__).parent.parent
+FORKS = multiprocessing.get_context("forkserver")
+
+
+def begin(script: str, words: list[str], said: str | Path, fault=None, *arguments):
+    """Start the command; the process."""
+    path = f"{REPOSITORY}:{REPOSITORY / 'tests'}"  # the server's own sys.path lacks it while it imports
+    with patch.dict(os.environ, {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}):
+        FORKS.set_forkserver_preload(["children"])
+        forkserver.ensure_running()
+    child = FORKS.Process(target=command, args=(script, words, str(said), fault, arguments))
+    child.start()
+    return child
+
+
+def run(script: str, words: list[str], fault=None, *arguments) -> tuple[int, str]:
+    """(exit code, what it said). Through a pipe: small_files() must not stop it from saying why it stops."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.mkfifo(f"{folder}/said")
+        reader = os.open(f"{folder}/said", os.O_RDONLY | os.O_NONBLOCK)
+        child = begin(script, words, f"{folder}/said", fault, *arguments)
+        parts = []
+        while child.is_alive() or (select.select([reader], [], [], 0)[0] and parts[-1:] != [b""]):
+            if select.select([reader], [], [], 0.05)[0]:
+                parts.append(os.read(reader, 65536))
+        os.close(reader)
+        child.join()
+        return child.exitcode, b"".join(parts).decode()
+
+
+def command(script: str, words: list[str], said: str, fault, arguments: tuple) -> None:
+    handle = os.open(said, os.O_WRONLY | os.O_CREAT)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
+    sys.argv = [str(REPOSITORY / f"{script}.py"), *words]
+    if fault:
+        fault(*arguments)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+# ------------------------------------------------------------------------------------------------- faults
+
+
+def at_write(number: int, fault) -> None:
+    """Call `fault` in place of the process's flush or rename of that number (from 1); then all is as ever."""
+    calls = iter(range(1, number + 1))
+
+    def either(real):
+        return lambda *arguments: fault() if next(calls, 0) == number else real(*arguments)
+
+    for name in ("fsync", "rename", "replace"):
+        setattr(os, name, either(getattr(os, name)))
+
+
+def kill_at(number: int) -> None:
+    at_write(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def signal_in_step(number: int, *signals: int) -> None:
+    """The signals come in the middle of the training step of that number (from 1)."""
+    real, calls = step.train_step, iter(range(1, number + 1))
+
+    def train_step(*arguments, **keywords):
+        if next(calls, 0) == number:
+            for each in signals:
+                os.kill(os.getpid(), each)
+        return real(*arguments, **keywords)
+
+    step.train_step = train_step
+
+
+def small_parts() -> None:
+    """infer.py in parts of five rows."""
+    parts.PART = predict.PART = 5
+
+
+def signal_in_part(number: int, sent: int) -> None:
+    """The same, and the signal comes in the part of that number (from 1)."""
+    small_parts()
+    real, calls = predict.predict_first, iter(range(1, number + 1))
+
+    def predict_first(*arguments, **keywords):
+        if next(calls, 0) == number:
+            os.kill(os.getpid(), sent)
+        return real(*arguments, **keywords)
+
+    predict.predict_first = predict_first
+
+
+def small_files(limit: int) -> None:
+    """As on a full disk: no file can grow beyond `limit` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
