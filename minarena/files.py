@@ -12,7 +12,6 @@ import gzip
 import io
 import json
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -22,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from minarena.config import first_line
 from minarena.data import TEXTS, swapped
-from minarena.sources import from_chosen, layout
+from minarena.sources import from_chosen, layout, shown
 
 ROWS = 4096
 COIN_SEED = 0xFACED  # not --seed: every command must deal a file alike, or labels could not be joined by id
@@ -55,7 +55,7 @@ def read_pairs(
     for _, second in table[double & ~repeated].head(1).iterrows():
         first = table[table["id"] == second["id"]].iloc[0]
         where = f"{second['file']}: row {second['row']}, column id"
-        raise ValueError(f"{where}: {second['id']!r} again; it is row {first['row']} of {first['file']}")
+        raise ValueError(f"{where}: {shown(second['id'])} again; it is row {first['row']} of {first['file']}")
     internal = ["file", "row", "made_id", "equal_scores"] + ["pseudo"] * (not table["pseudo"].any())
     return table[~repeated].drop(columns=internal)
 
@@ -66,6 +66,8 @@ def read_file(path: str, ties: str | None, limit: int | None, bar) -> tuple[pd.D
     parts, unused, rows, convert = [], Counter(), 0, None
     progress = None
     for frame, position in read_frames(path):
+        if frame.empty:  # a parquet's row group can be
+            continue
         if convert is None:
             convert, columns = layout(frame, path), frame.columns
             size = Path(path).stat().st_size
@@ -135,19 +137,42 @@ def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
         raise ValueError(f"{path}: empty file")
     try:
         with open(path, "rb") as raw, gzip.open(raw) if zipped else nullcontext(raw) as stream:
-            for frame in readers[ending](stream):
-                yield frame, raw.tell()
-    # pyarrow's errors are the first two, gzip's the first four; their first line says what is wrong
-    except (ValueError, OSError, EOFError, zlib.error, csv.Error) as error:
-        reason = (str(error).splitlines() or ["damaged"])[0]
-        raise ValueError(f"{path}: not readable as {ending[1:]}: {reason}") from error
+            try:
+                for frame in readers[ending](stream):
+                    yield frame, raw.tell()
+            except UnicodeDecodeError as error:
+                stream.seek(0)
+                bad = next(number for number, line in enumerate(stream, 1) if not is_utf8(line))
+                raise ValueError(f"line {bad} is not UTF-8: save the file as UTF-8") from error
+    except Exception as error:  # pyarrow alone raises a dozen kinds for a damaged file
+        raise ValueError(f"{path}: not readable as {ending[1:]}: {first_line(error)}") from error
+
+
+def is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def parquet_frames(stream) -> Iterator[pd.DataFrame]:
+    """Cells as Python's own objects, cell by cell: pandas makes floats of [1, null], follows what a file's
+    metadata tells it, and fails on nested or damaged cells without naming one."""
     from pyarrow.parquet import ParquetFile
 
+    rows = 0
     for batch in ParquetFile(stream).iter_batches(ROWS):
-        yield batch.to_pandas()
+        columns = []
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            columns.append(cells := [])
+            try:
+                cells.extend(cell.as_py() for cell in column)  # those before a bad one are kept, and counted
+            except Exception as error:
+                place = f"row {rows + len(cells) + 1}, column {name}"
+                raise ValueError(f"{place}: {first_line(error)}") from error
+        rows += len(batch)
+        yield pd.DataFrame(dict(enumerate(columns)), dtype=object).set_axis(batch.schema.names, axis=1)
 
 
 def csv_frames(stream) -> Iterator[pd.DataFrame]:
@@ -155,13 +180,19 @@ def csv_frames(stream) -> Iterator[pd.DataFrame]:
     the empty text of a cell that a cut line lacks, in silence."""
     csv.field_size_limit(2**31 - 1)  # characters a cell; the default, 131,072, is below the longest answers
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    rows = enumerate(cells for cells in csv.reader(text, strict=True) if cells)
-    header = next(rows, (0, []))[1]
-    while batch := list(islice(rows, ROWS)):
-        for number, cells in batch:
+    rows = (cells for cells in csv.reader(text, strict=True) if cells)
+    header, done, batch = next(rows, []), 0, [[]]
+    while batch:
+        batch = []
+        try:
+            batch.extend(islice(rows, ROWS))  # those before a bad one are kept, and counted
+        except csv.Error as error:
+            raise ValueError(f"row {done + len(batch) + 1}: {error}") from error
+        for number, cells in enumerate(batch, done + 1):
             if len(cells) != len(header):
                 raise ValueError(f"row {number}: {len(cells)} cells, the header has {len(header)}")
-        yield pd.DataFrame([cells for _, cells in batch], columns=header, dtype=object)
+        done += len(batch)
+        yield pd.DataFrame(batch, columns=header, dtype=object)
 
 
 def jsonl_frames(stream) -> Iterator[pd.DataFrame]:
@@ -172,9 +203,18 @@ def jsonl_frames(stream) -> Iterator[pd.DataFrame]:
             if not line.strip():  # often the last one
                 continue
             try:
-                rows.append(json.loads(line))
+                rows.append(json.loads(line, object_pairs_hook=object_of))
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"line {number}: {error}") from error
             if not isinstance(rows[-1], dict):
                 raise ValueError(f"line {number}: not an object with the columns as keys")
         yield pd.DataFrame(rows, dtype=object)  # object: pandas' own strings refuse a lone surrogate
+
+
+def object_of(pairs: list[tuple]) -> dict:
+    """json's own takes the last of two equal keys: which of two winners is meant, nobody knows."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"column {shown(twice)}: stands there twice")
+    return found

@@ -33,11 +33,11 @@ def layout(frame: pd.DataFrame, path: str) -> Callable:
     if len(double):
         raise ValueError(f"{path}: column {double[0]}: stands there twice")
     for columns, fits, convert in LAYOUTS:
-        if columns <= set(frame.columns) and (not len(frame) or fits(frame.iloc[0])):
+        if columns <= set(frame.columns) and fits(frame.iloc[0]):
             return convert
     missing = sorted({"id", *TEXTS} - set(frame.columns))
-    has = ", ".join(map(str, frame.columns))
-    raise ValueError(f"{path}: missing column {', '.join(missing)}; it has {has}")
+    has = ", ".join(name if name.isprintable() else shown(name) for name in frame.columns[:30])
+    raise ValueError(f"{path}: missing column {', '.join(missing)}; it has {has[:300]}")
 
 
 def from_competition(frame: pd.DataFrame, path: str) -> pd.DataFrame:
@@ -74,7 +74,10 @@ def from_chosen(frame: pd.DataFrame, path: str) -> pd.DataFrame:
     talks = [each(frame, path, column, messages, problem) for column in ("chosen", "rejected")]
     equal = False
     if {"score_chosen", "score_rejected"} <= set(frame.columns):
-        equal = frame["score_chosen"] == frame["score_rejected"]
+        chosen, rejected = (
+            each(frame, path, f"score_{x}", score, "no number") for x in ("chosen", "rejected")
+        )
+        equal = np.equal(chosen, rejected)
     return pairs(frame, path, *compared(*talks), 1.0, None, equal_scores=equal)
 
 
@@ -151,12 +154,19 @@ def each(frame: pd.DataFrame, path: str, column: str, convert: Callable, problem
     for row, cell in zip(frame["row"], frame[column], strict=True):
         try:
             values.append(convert(cell))
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
             null = frame["row"][frame[column].isna()]  # of [1, null] pandas makes floats: null is to blame
             place = f"{path}: row {row if null.empty else null.iloc[0]}, column {column}"
-            shown = " ".join(repr(cell).split())[:60] if null.empty else "null"
-            raise ValueError(f"{place}: {shown} is {problem}") from error
+            raise ValueError(f"{place}: {shown(cell) if null.empty else 'null'} is {problem}") from error
     return values
+
+
+def shown(value) -> str:
+    """The start of any value, on one line and without the marks that turn a terminal's text round."""
+    try:
+        return " ".join(repr(value).split())[:60]
+    except (RecursionError, ValueError):  # of an integer with more than 4,300 digits, too
+        return "what is nested too deeply or too long to show"
 
 
 def identifier(cell) -> str:
@@ -207,6 +217,10 @@ def probability(cell) -> float:
     if not (a >= 0 and b >= 0 and abs(a + b - 1) < 0.01):
         raise ValueError
     return a / (a + b)
+
+
+def score(cell) -> float:
+    return float("nan") if cell is None else float(cell)
 
 
 def zero_or_one(cell) -> float:
