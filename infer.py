@@ -20,8 +20,9 @@ from tqdm import tqdm
 from minarena.config import InferConfig, parse, run, say
 from minarena.data import file_record
 from minarena.files import read_pairs
+from minarena.folders import check_folder
 from minarena.metrics import scores
-from minarena.model import PreferenceModel, check_folder, default_dtype, load_backbone, residual_dtype
+from minarena.model import PreferenceModel, default_dtype, load_backbone, residual_dtype
 from minarena.parts import PART, open_parts, write_whole
 from minarena.predict import TrainedAdapter, find_adapter, passes, predict_pairs
 from minarena.pseudo import check, distilled, unlabelled, write_labels

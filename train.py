@@ -26,7 +26,6 @@ from minarena.data import file_record, row_weights, split, swapped
 from minarena.metrics import scores
 from minarena.model import (
     PreferenceModel,
-    check_folder,
     checkpoint_layers_,
     default_dtype,
     load_backbone,
@@ -130,6 +129,8 @@ def resolve(config: TrainConfig, device: torch.device) -> None:
     bf16 = default_dtype(device, training=True) == torch.bfloat16
     config.dtype = config.dtype or ("bf16" if bf16 else "fp32")
     if config.model != "tiny":
+        from minarena.folders import check_folder  # the demo needs no check
+
         check_folder(config.model)
     if config.model == "tiny":
         what = (

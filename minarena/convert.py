@@ -86,12 +86,13 @@ def classifier(folder: str, labels: int) -> tuple[object, Shapes]:
     from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         method = config.__dict__.pop("quantization_config", None) or {}
         config.num_labels = labels
         with torch.device("meta"):  # names and shapes without memory
-            model = AutoModelForSequenceClassification.from_config(config)
-    except (ValueError, OSError, KeyError) as error:
+            keywords = {"attn_implementation": "eager", "trust_remote_code": False}
+            model = AutoModelForSequenceClassification.from_config(config, **keywords)
+    except Exception as error:  # transformers raises many kinds for one user's mistake
         raise ValueError(f"--model {folder}: config.json: {first_line(error)}") from error
     if method and not method.get("load_in_8bit"):
         raise ValueError(f"--model {folder}: {method.get('quant_method')} weights: take the float model")

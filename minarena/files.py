@@ -142,18 +142,10 @@ def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
                     yield frame, raw.tell()
             except UnicodeDecodeError as error:
                 stream.seek(0)
-                bad = next(number for number, line in enumerate(stream, 1) if not is_utf8(line))
+                bad = [line.decode(errors="ignore").encode() != line for line in stream].index(True) + 1
                 raise ValueError(f"line {bad} is not UTF-8: save the file as UTF-8") from error
     except Exception as error:  # pyarrow alone raises a dozen kinds for a damaged file
         raise ValueError(f"{path}: not readable as {ending[1:]}: {first_line(error)}") from error
-
-
-def is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def parquet_frames(stream) -> Iterator[pd.DataFrame]:
@@ -213,8 +205,6 @@ def jsonl_frames(stream) -> Iterator[pd.DataFrame]:
 
 def object_of(pairs: list[tuple]) -> dict:
     """json's own takes the last of two equal keys: which of two winners is meant, nobody knows."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"column {shown(twice)}: stands there twice")
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError(f"a key stands there twice: {shown([key for key, _ in pairs])}")
     return found

@@ -75,7 +75,7 @@ def from_chosen(frame: pd.DataFrame, path: str) -> pd.DataFrame:
     equal = False
     if {"score_chosen", "score_rejected"} <= set(frame.columns):
         chosen, rejected = (
-            each(frame, path, f"score_{x}", score, "no number") for x in ("chosen", "rejected")
+            each(frame, path, f"score_{x}", float, "no number") for x in ("chosen", "rejected")
         )
         equal = np.equal(chosen, rejected)
     return pairs(frame, path, *compared(*talks), 1.0, None, equal_scores=equal)
@@ -217,10 +217,6 @@ def probability(cell) -> float:
     if not (a >= 0 and b >= 0 and abs(a + b - 1) < 0.01):
         raise ValueError
     return a / (a + b)
-
-
-def score(cell) -> float:
-    return float("nan") if cell is None else float(cell)
 
 
 def zero_or_one(cell) -> float:

@@ -65,7 +65,7 @@ def load_tokenizer(folder: str):
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen kinds here, for one user's mistake
         raise ValueError(f"{folder}: no usable tokenizer: {first_line(error)}") from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:

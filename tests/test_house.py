@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 
 FLOORS = [
     ["config", "dist", "metrics", "data", "snip", "int8", "lora", "attention"],
-    ["shards", "sources", "files", "text", "batching", "tiny", "adapter", "step"],
+    ["shards", "sources", "files", "folders", "text", "batching", "tiny", "adapter", "step"],
     ["checkpoint", "parts", "merge", "convert", "model"],
     ["predict", "pseudo", "report"],
 ]
