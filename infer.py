@@ -26,7 +26,7 @@ from minarena.model import PreferenceModel, default_dtype, load_backbone, residu
 from minarena.parts import PART, open_parts, write_whole
 from minarena.predict import TrainedAdapter, find_adapter, passes, predict_pairs
 from minarena.pseudo import check, distilled, unlabelled, write_labels
-from minarena.text import load_tokenizer, repaired
+from minarena.text import check_vocabulary, load_tokenizer, repaired
 from minarena.tiny import base_folder, demo_pairs
 
 
@@ -97,6 +97,7 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
     with base_folder(base) as folder:
         tokenizer = load_tokenizer(folder)
         backbone = load_backbone(folder, device, dtype, matmul=matmul)
+    check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
     model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
     texts = repaired(table)
     start = time.perf_counter()
@@ -145,11 +146,17 @@ def recorded(adapters: list[TrainedAdapter], name: str, default=None):
 
 
 def writable(path: str) -> None:
-    """Before anything slow: the ending must be known and the folder there."""
+    """Before anything slow: the ending must be known and the file one that can be written."""
     if Path(path).suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path}: must end in .csv or .parquet")
-    if not Path(path).resolve().parent.is_dir():
-        raise ValueError(f"{path}: no such folder")
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: a folder has that name: give another")
+    aside = Path(f"{path}.unfinished")  # the name under which parts.py will write it
+    try:
+        aside.touch()
+        aside.unlink()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def load_rows(config: InferConfig, base: str) -> pd.DataFrame:

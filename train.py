@@ -40,7 +40,7 @@ from minarena.step import (
     train_step,
     trainable,
 )
-from minarena.text import encode, load_tokenizer, pad_id, repaired
+from minarena.text import check_vocabulary, encode, load_tokenizer, pad_id, repaired
 from minarena.tiny import DEMO_LR, base_folder, demo_pairs
 
 
@@ -182,6 +182,7 @@ def build(config: TrainConfig, device: torch.device):
     with base_folder(config.model) as folder:
         tokenizer = load_tokenizer(folder)
         backbone = load_backbone(folder, device, dtype, matmul=config.matmul)
+    check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
     model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
     dropouts = {"dropout": config.lora_dropout, "head_dropout": config.head_dropout}
     if config.init_adapter:

@@ -242,7 +242,8 @@ def say(*lines: str) -> None:
 
 def first_line(error: Exception) -> str:
     """What a library's error says first, or its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join([first, *map(str.strip, more[: first.endswith(":")])])
 
 
 def run(main: Callable) -> None:

@@ -66,8 +66,6 @@ def read_file(path: str, ties: str | None, limit: int | None, bar) -> tuple[pd.D
     parts, unused, rows, convert = [], Counter(), 0, None
     progress = None
     for frame, position in read_frames(path):
-        if frame.empty:  # a parquet's row group can be
-            continue
         if convert is None:
             convert, columns = layout(frame, path), frame.columns
             size = Path(path).stat().st_size
@@ -126,7 +124,7 @@ def dealt(table: pd.DataFrame) -> pd.DataFrame:
 def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
     """(the next ROWS rows with the file's own columns, bytes of the file read so far), by the file's ending;
     what the file holds must be what its ending says."""
-    readers = {".parquet": parquet_frames, ".csv": csv_frames, ".jsonl": jsonl_frames}
+    readers = {".parquet": parquet_rows, ".csv": csv_rows, ".jsonl": jsonl_rows}
     zipped = str(path).lower().endswith(".gz")
     ending = Path(str(path).lower().removesuffix(".gz")).suffix
     if ending not in readers:
@@ -135,72 +133,59 @@ def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
         raise ValueError(f"{path}: no such file")
     if not Path(path).stat().st_size:
         raise ValueError(f"{path}: empty file")
+    done, batch = 0, [None]
     try:
         with open(path, "rb") as raw, gzip.open(raw) if zipped else nullcontext(raw) as stream:
-            try:
-                for frame in readers[ending](stream):
-                    yield frame, raw.tell()
-            except UnicodeDecodeError as error:
-                stream.seek(0)
-                bad = [line.decode(errors="ignore").encode() != line for line in stream].index(True) + 1
-                raise ValueError(f"line {bad} is not UTF-8: save the file as UTF-8") from error
+            columns, rows = readers[ending](stream)
+            while batch:
+                batch = []
+                try:
+                    batch.extend(islice(rows, ROWS))
+                except Exception as error:  # those before the bad row are in the batch
+                    raise ValueError(f"row {done + len(batch) + 1}: {first_line(error)}") from error
+                done += len(batch)
+                if batch:  # as objects: pandas' own strings refuse a lone surrogate
+                    yield pd.DataFrame(batch, columns=columns, dtype=object), raw.tell()
     except Exception as error:  # pyarrow alone raises a dozen kinds for a damaged file
         raise ValueError(f"{path}: not readable as {ending[1:]}: {first_line(error)}") from error
 
 
-def parquet_frames(stream) -> Iterator[pd.DataFrame]:
-    """Cells as Python's own objects, cell by cell: pandas makes floats of [1, null], follows what a file's
-    metadata tells it, and fails on nested or damaged cells without naming one."""
+# Each gives (the columns' names, or None where each row has its own; the rows one by one).
+
+
+def parquet_rows(stream) -> tuple[list[str], Iterator[list]]:
+    """Cells as Python's objects: pandas makes floats of [1, null], obeys whatever a file's metadata tells it,
+    and fails on nested and on damaged cells."""
     from pyarrow.parquet import ParquetFile
 
-    rows = 0
-    for batch in ParquetFile(stream).iter_batches(ROWS):
-        columns = []
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            columns.append(cells := [])
-            try:
-                cells.extend(cell.as_py() for cell in column)  # those before a bad one are kept, and counted
-            except Exception as error:
-                place = f"row {rows + len(cells) + 1}, column {name}"
-                raise ValueError(f"{place}: {first_line(error)}") from error
-        rows += len(batch)
-        yield pd.DataFrame(dict(enumerate(columns)), dtype=object).set_axis(batch.schema.names, axis=1)
+    file = ParquetFile(stream)
+    rows = (row for batch in file.iter_batches(ROWS) for row in zip(*batch.columns, strict=True))
+    return file.schema_arrow.names, ([cell.as_py() for cell in row] for row in rows)
 
 
-def csv_frames(stream) -> Iterator[pd.DataFrame]:
+def csv_rows(stream) -> tuple[list[str], Iterator[list[str]]]:
     """Cells as text, by Python's csv: pandas makes null of the answers "None" and "NA", 7 of the id 007, and
     the empty text of a cell that a cut line lacks, in silence."""
     csv.field_size_limit(2**31 - 1)  # characters a cell; the default, 131,072, is below the longest answers
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    rows = (cells for cells in csv.reader(text, strict=True) if cells)
-    header, done, batch = next(rows, []), 0, [[]]
-    while batch:
-        batch = []
-        try:
-            batch.extend(islice(rows, ROWS))  # those before a bad one are kept, and counted
-        except csv.Error as error:
-            raise ValueError(f"row {done + len(batch) + 1}: {error}") from error
-        for number, cells in enumerate(batch, done + 1):
-            if len(cells) != len(header):
-                raise ValueError(f"row {number}: {len(cells)} cells, the header has {len(header)}")
-        done += len(batch)
-        yield pd.DataFrame(batch, columns=header, dtype=object)
+    rows = (cells for cells in csv.reader(lines(stream), strict=True) if cells)
+    header = next(rows, [])
+
+    def whole(cells: list[str]) -> list[str]:
+        if len(cells) != len(header):
+            raise ValueError(f"{len(cells)} cells, the header has {len(header)}")
+        return cells
+
+    return header, map(whole, rows)
 
 
-def jsonl_frames(stream) -> Iterator[pd.DataFrame]:
-    lines = enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig"), 1)
-    while batch := list(islice(lines, ROWS)):
-        rows = []
-        for number, line in batch:
-            if not line.strip():  # often the last one
-                continue
-            try:
-                rows.append(json.loads(line, object_pairs_hook=object_of))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"line {number}: {error}") from error
-            if not isinstance(rows[-1], dict):
-                raise ValueError(f"line {number}: not an object with the columns as keys")
-        yield pd.DataFrame(rows, dtype=object)  # object: pandas' own strings refuse a lone surrogate
+def jsonl_rows(stream) -> tuple[None, Iterator[dict]]:
+    def row(line: str) -> dict:
+        found = json.loads(line, object_pairs_hook=object_of)
+        if not isinstance(found, dict):
+            raise ValueError("not an object with the columns as keys")
+        return found
+
+    return None, (row(line) for line in lines(stream) if line.strip())  # the last one is often blank
 
 
 def object_of(pairs: list[tuple]) -> dict:
@@ -208,3 +193,13 @@ def object_of(pairs: list[tuple]) -> dict:
     if len(found := dict(pairs)) < len(pairs):
         raise ValueError(f"a key stands there twice: {shown([key for key, _ in pairs])}")
     return found
+
+
+def lines(stream) -> Iterator[str]:
+    """A file's lines, their ends as they are; of a line that is no UTF-8 the number is told."""
+    for number, line in enumerate(stream, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"line {number} is not UTF-8: save the file as UTF-8") from error
+        yield from io.StringIO(text, newline="") if "\r" in text else [text]  # a lone \r ends a line, too

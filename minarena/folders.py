@@ -11,6 +11,7 @@ from pathlib import Path
 
 from minarena.config import first_line
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # Files that name others, under which key, and what those must end in
 NAMING = [
     ("model.safetensors.index.json", "weight_map", ".safetensors"),
@@ -29,6 +30,8 @@ def check_folder(name: str) -> None:
             raise ValueError(
                 f"--model {name}: no .safetensors file: pickled weights are not read, convert them first"
             )
+        if not any((folder / file).exists() for file in TOKENIZERS):  # transformers would make an empty one
+            raise ValueError(f"--model {name}: no tokenizer: none of {', '.join(TOKENIZERS)}")
         if (folder / "adapter_config.json").exists():  # where PEFT is installed, transformers would apply it
             raise ValueError(f"--model {name}: an adapter lies there, too: merge it (quantize.py --adapter)")
         for file, key, ending in NAMING:

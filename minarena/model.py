@@ -81,19 +81,20 @@ def load_backbone(
         keywords = {"attn_implementation": "eager" if softcap else "sdpa"}
         # with the config, for what a config.json says of attention would win, other people's kernels included
         keywords |= {"config": config, "trust_remote_code": False, "use_safetensors": True}
+        keywords |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # each is refused by name
         if not hasattr(config, "hidden_size"):
             raise ValueError("no plain text model: it has parts such as a vision tower")
         if method is None and quantize:
             keywords["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
         elif method is None:
             keywords["dtype"] = dtype
-        backbone, report = AutoModel.from_pretrained(
-            name, device_map={"": device}, output_loading_info=True, **keywords
-        )
+        backbone, report = AutoModel.from_pretrained(name, device_map={"": device}, **keywords)
     except Exception as error:  # transformers raises many kinds for one user's mistake
         raise ValueError(f"--model {name}: {first_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
+    for tensor, found, wanted in sorted(report["mismatched_keys"]):
+        raise ValueError(f"--model {name}: {tensor} is {tuple(found)}: config.json needs {tuple(wanted)}")
     if report["missing_keys"]:
         raise ValueError(f"--model {name}: the weights lack {sorted(report['missing_keys'])[0]}")
     if matmul == "dequant":
