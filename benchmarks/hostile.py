@@ -7,9 +7,9 @@ Every row is predicted as it stands, and again with each suffix at the end of re
 the template's marks with a claim behind them, a copy of the other response, the tokenizer's special tokens as
 text, and a plain sentence of like length, without which the rest says nothing. `moved` is the mean change of
 P(response_a), `moved_abs` of its size, `flipped` the share of rows whose verdict changes, each with its
-standard error; `accuracy`, of the rows that have a winner, is what is left of it. A suffix helps the side that
-bears it where `moved` is above 0 for a, below 0 for b. Predicted as infer.py does, by predict_pairs. The last
-line on stdout is one JSON object.
+standard error; `accuracy`, of the rows that have a winner, is what is left of it. A suffix helps the side
+that bears it where `moved` is above 0 for a, below 0 for b. Predicted as infer.py does, by predict_pairs. The
+last line on stdout is one JSON object.
 """
 
 import argparse
@@ -68,9 +68,8 @@ def main(argv: list[str] | None = None) -> dict:
             after = predicted(table.assign(**{side: table[side] + "\n\n" + ends}))
             figures[f"{name} {side[-1]}"] = found = change(before, after)
             found["accuracy"] = scores(label, after)["accuracy"]
-            say(
-                f"{name:9} ends {side}: P(response_a) moves by {found['moved']:+.4f} ± {found['moved_se']:.4f}"
-            )
+            moved = f"{found['moved']:+.4f} ± {found['moved_se']:.4f}"
+            say(f"{name:9} at the end of {side}: P(response_a) moves by {moved}")
     result["suffixes"] = figures
     print_result(vars(options), result)
     return result
