@@ -65,21 +65,23 @@ def read_file(path: str, ties: str | None, limit: int | None, bar) -> tuple[pd.D
     row's number in the file, and `made_id`, whether the id is ours. For the arguments see read_pairs."""
     parts, unused, rows, convert = [], Counter(), 0, None
     progress = None
-    for frame, position in read_frames(path):
-        if convert is None:
-            convert, columns = layout(frame, path), frame.columns
-            size = Path(path).stat().st_size
-            progress = bar and bar(total=size, desc=f"read {Path(path).name}", unit="B", unit_scale=True)
-        frame = frame.reindex(columns=columns).assign(row=range(rows + 1, rows + len(frame) + 1))
-        rows += len(frame)
-        part = convert(frame, path)
-        parts.append(part if ties is None else usable(part, ties, unused))
+    try:
+        for frame, position in read_frames(path):
+            if convert is None:
+                convert, columns = layout(frame, path), frame.columns
+                size = Path(path).stat().st_size
+                progress = bar and bar(total=size, desc=f"read {Path(path).name}", unit="B", unit_scale=True)
+            frame = frame.reindex(columns=columns).assign(row=range(rows + 1, rows + len(frame) + 1))
+            rows += len(frame)
+            part = convert(frame, path)
+            parts.append(part if ties is None else usable(part, ties, unused))
+            if progress is not None:
+                progress.update(max(0, position - progress.n))
+            if limit and sum(map(len, parts)) >= limit:
+                break
+    finally:  # a bar that is left open is drawn once more, after the line that says what is wrong
         if progress is not None:
-            progress.update(max(0, position - progress.n))
-        if limit and sum(map(len, parts)) >= limit:
-            break
-    if progress is not None:
-        progress.close()
+            progress.close()
     if not rows:
         raise ValueError(f"{path}: no rows")
     table = pd.concat(parts, ignore_index=True)
