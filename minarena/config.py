@@ -241,9 +241,10 @@ def say(*lines: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says first, or its kind where it says nothing."""
+    """What a library's error says first, or its kind where it says nothing; a terminal takes it as text."""
     first, *more = (str(error).strip() or type(error).__name__).splitlines()
-    return " ".join([first, *map(str.strip, more[: first.endswith(":")])])
+    line = " ".join([first, *map(str.strip, more[: first.endswith(":")])])
+    return "".join(c if c.isprintable() else "?" for c in line)  # some quote the bytes of a damaged file
 
 
 def run(main: Callable) -> None:
