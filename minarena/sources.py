@@ -54,8 +54,8 @@ def from_pseudo_labels(frame: pd.DataFrame, path: str) -> pd.DataFrame:
 def from_lmsys(frame: pd.DataFrame, path: str) -> pd.DataFrame:
     prompts, a, b = (each(frame, path, column, turns, "not a JSON list of turns") for column in TEXTS)
     label = np.full(len(frame), np.nan)
-    if "winner_tie" in frame:
-        names = ("winner_model_a", "winner_model_b", "winner_tie")
+    names = ("winner_model_a", "winner_model_b", "winner_tie")
+    if set(names) <= set(frame.columns):
         votes = np.array([each(frame, path, name, zero_or_one, "neither 0 nor 1") for name in names])
         for row in frame["row"][votes.sum(axis=0) != 1]:
             raise ValueError(f"{path}: row {row}, column winner_tie: not one of the three winners is 1")

@@ -250,6 +250,11 @@ ACCEPTED += [
     ("id-huge.jsonl", jsonl({**ROW, "id": 10**30}), {"id": str(10**30)}),
     ("id-negative.jsonl", jsonl({**ROW, "id": -1}), {"id": "-1"}),
     ("more-columns.jsonl", jsonl({**ROW, "label": [], "row": 3, "file": {}, "pseudo": 1}), {"label": 1.0}),
+    (
+        "one-of-three-winners.jsonl",
+        jsonl({k: LMSYS[k] for k in [*LMSYS][:4]} | {"winner_tie": 0}),
+        {"prompt": "q"},
+    ),
     ("metadata.parquet", parquet(PANDAS), {"id": "r1"}),
     ("id-is-the-index.parquet", (pd.DataFrame(columns()).set_index("id").to_parquet()), {"id": "r1"}),
     ("words-once.parquet", parquet(columns(winner=ONCE)), {"label": 1.0}),
