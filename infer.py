@@ -20,19 +20,13 @@ from tqdm import tqdm
 from minarena.config import InferConfig, parse, run, say
 from minarena.data import file_record
 from minarena.files import read_pairs
+from minarena.folders import check_folder
 from minarena.metrics import scores
-from minarena.model import (
-    PreferenceModel,
-    check_folder,
-    default_dtype,
-    load_backbone,
-    residual_dtype,
-    take_fast_path_,
-)
+from minarena.model import PreferenceModel, default_dtype, load_backbone, residual_dtype, take_fast_path_
 from minarena.parts import PART, open_parts, write_whole
 from minarena.predict import TrainedAdapter, find_adapter, passes, predict_pairs
 from minarena.pseudo import check, distilled, unlabelled, write_labels
-from minarena.text import load_tokenizer, repaired
+from minarena.text import check_vocabulary, load_tokenizer, repaired
 from minarena.tiny import base_folder, demo_pairs
 
 
@@ -103,6 +97,7 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
     with base_folder(base) as folder:
         tokenizer = load_tokenizer(folder)
         backbone = load_backbone(folder, device, dtype, matmul=matmul)
+    check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
     model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
     take_fast_path_(model, config.fast, dtype)
     texts = repaired(table)
@@ -153,11 +148,17 @@ def recorded(adapters: list[TrainedAdapter], name: str, default=None):
 
 
 def writable(path: str) -> None:
-    """Before anything slow: the ending must be known and the folder there."""
+    """Before anything slow: the ending must be known and the file one that can be written."""
     if Path(path).suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path}: must end in .csv or .parquet")
-    if not Path(path).resolve().parent.is_dir():
-        raise ValueError(f"{path}: no such folder")
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: a folder has that name: give another")
+    aside = Path(f"{path}.unfinished")  # the name under which parts.py will write it
+    try:
+        aside.touch()
+        aside.unlink()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def load_rows(config: InferConfig, base: str) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from torch import nn
 
 from minarena.batching import collate
 from minarena.checkpoint import RECORDED, commit
-from minarena.config import QuantizeConfig, first_line, parse, run, say
+from minarena.config import QuantizeConfig, parse, run, say
 from minarena.convert import (
     Source,
     bytes_to_write,
@@ -33,7 +33,7 @@ from minarena.convert import (
 )
 from minarena.int8 import Int8Linear
 from minarena.lora import PROJECTIONS, layer_number
-from minarena.model import PreferenceModel, check_folder, load_backbone
+from minarena.model import PreferenceModel, load_backbone
 from minarena.text import encode, load_tokenizer, pad_id
 from minarena.tiny import base_folder, demo_pairs
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
     with base_folder(config.model) as name:
-        source = open_source(local_folder(name), config.adapter, config.labels)
+        source = open_source(name, config.adapter, config.labels)
         if source.is_8bit() and not config.adapter and source.head == "base":
             raise ValueError(f"--model {config.model} is quantized already: nothing to do without --adapter")
         announce(source, config)
@@ -72,20 +72,6 @@ def main(argv: list[str] | None = None) -> dict:
     result["worst"] = max(errors.values(), default=None)
     print(json.dumps(result))
     return result
-
-
-def local_folder(name: str) -> str:
-    """The folder of a base that may be a hub id: its safetensors, configuration and tokenizer are fetched."""
-    check_folder(name)
-    if Path(name).is_dir():
-        return name
-    from huggingface_hub import snapshot_download
-
-    wanted = ["model*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja"]
-    try:
-        return snapshot_download(name, allow_patterns=wanted)
-    except (ValueError, OSError) as error:  # the hub's errors are both
-        raise ValueError(f"--model {name}: {first_line(error)}") from error
 
 
 def announce(source: Source, config: QuantizeConfig) -> None:

@@ -28,7 +28,6 @@ from minarena.memory import within_memory_
 from minarena.metrics import scores
 from minarena.model import (
     PreferenceModel,
-    check_folder,
     default_dtype,
     fit_layers_,
     load_backbone,
@@ -37,7 +36,7 @@ from minarena.model import (
 )
 from minarena.signals import stop_requests
 from minarena.step import lr_at, make_optimizer, predict_first, real_tokens, train_step, trainable
-from minarena.text import encode, load_tokenizer, pad_id, repaired
+from minarena.text import check_vocabulary, encode, load_tokenizer, pad_id, repaired
 from minarena.tiny import DEMO_LR, base_folder, demo_pairs
 
 
@@ -133,6 +132,8 @@ def resolve(config: TrainConfig, device: torch.device) -> None:
     bf16 = default_dtype(device, training=True) == torch.bfloat16
     config.dtype = config.dtype or ("bf16" if bf16 else "fp32")
     if config.model != "tiny":
+        from minarena.folders import check_folder  # the demo needs no check
+
         check_folder(config.model)
     if config.model == "tiny":
         what = (
@@ -184,6 +185,7 @@ def build(config: TrainConfig, device: torch.device):
     with base_folder(config.model) as folder:
         tokenizer = load_tokenizer(folder)
         backbone = load_backbone(folder, device, dtype, matmul=config.matmul)
+    check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
     model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
     dropouts = {"dropout": config.lora_dropout, "head_dropout": config.head_dropout}
     if config.init_adapter:

@@ -107,15 +107,20 @@ def read_peft(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
     try:
         stored = json.loads((Path(folder) / "adapter_config.json").read_text())
         tensors = load_file(Path(folder) / "adapter_model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: not a usable adapter: {error}") from error
+    except (OSError, ValueError, SafetensorError, RecursionError) as error:
+        remedy = (
+            ": of a pickled adapter_model.bin PEFT makes one" * (Path(folder) / "adapter_model.bin").exists()
+        )
+        raise ValueError(f"{folder}: not a usable adapter: {error}{remedy}") from error
     if not isinstance(stored, dict) or stored.get("peft_type") != "LORA":
         raise ValueError(f"{folder}/adapter_config.json: its peft_type is not LORA")
     for key, kind in (("r", int), ("lora_alpha", int | float)):
-        if not isinstance(stored.get(key), kind) or stored[key] <= 0:
+        if not isinstance(stored.get(key), kind) or not 0 < stored[key] < math.inf:
             raise ValueError(f"{folder}/adapter_config.json: {key} {stored.get(key)!r}: must be above 0")
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(f"{folder}/adapter_model.safetensors: {name} is stored as {tensor.dtype}")
         if not finite(tensor):
             raise ValueError(f"{folder}/adapter_model.safetensors: {name} has values that are not finite")
     return stored, tensors
@@ -128,18 +133,26 @@ def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
         if stored.get(key, plain) not in (plain, None):
             raise ValueError(f"{folder}/adapter_config.json: {key} {stored[key]!r} is not handled")
     targets = stored.get("target_modules")
-    if not isinstance(targets, list) or set(targets) != set(PROJECTIONS):
+    if not isinstance(targets, list) or set(map(str, targets)) != set(PROJECTIONS):
         raise ValueError(
             f"{folder}/adapter_config.json: target_modules {targets}: must be the seven projections"
         )
     if stored.get("init_lora_weights") not in KEEPS_BASE:
         raise ValueError(f"{folder}: init_lora_weights {stored['init_lora_weights']!r} changed the base, too")
-    r, layers = stored["r"], stored.get("layers_to_transform") or 0
+    r, layers, dropout = stored["r"], stored.get("layers_to_transform") or 0, stored.get("lora_dropout", 0.0)
+    layers = layers if isinstance(layers, list) else [layers]
+    for key, fits in (  # before matrices of that size are made
+        ("r", type(r) is int and any(r in tensor.shape for tensor in tensors.values())),
+        ("lora_dropout", isinstance(dropout, int | float) and 0 <= dropout < 1),
+        ("layers_to_transform", all(isinstance(layer, int) for layer in layers)),
+    ):
+        if not fits:
+            raise ValueError(f"{folder}/adapter_config.json: {key} {stored[key]!r} does not fit the tensors")
     return AdapterConfig(
         r=r,
         alpha=stored["lora_alpha"] * (math.sqrt(r) if stored.get("use_rslora") else 1),  # alpha / sqrt r
-        dropout=stored.get("lora_dropout", 0.0),
-        freeze_layers=layers if isinstance(layers, int) else min(layers),
+        dropout=dropout,
+        freeze_layers=min(layers),
         head="linear" if "score.weight" in tensors else "mlp",
     ), tensors
 

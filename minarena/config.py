@@ -243,8 +243,10 @@ def say(*lines: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says first, or its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What a library's error says first, or its kind where it says nothing; a terminal takes it as text."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    line = " ".join([first, *map(str.strip, more[: first.endswith(":")])])
+    return "".join(c if c.isprintable() else "?" for c in line)  # some quote the bytes of a damaged file
 
 
 def run(main: Callable, again: str = "nothing was written") -> None:

@@ -35,7 +35,7 @@ from minarena.shards import (
     write_index,
     write_shard,
 )
-from minarena.text import load_tokenizer, pad_id
+from minarena.text import check_vocabulary, load_tokenizer, pad_id
 
 SHARD_BYTES = 2_000_000_000
 CHUNK = 1 << 22  # weights merged and quantized at a time: 16 MB as fp32 (64 MB took twice the CPU time)
@@ -86,12 +86,13 @@ def classifier(folder: str, labels: int) -> tuple[object, Shapes]:
     from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         method = config.__dict__.pop("quantization_config", None) or {}
         config.num_labels = labels
         with torch.device("meta"):  # names and shapes without memory
-            model = AutoModelForSequenceClassification.from_config(config)
-    except (ValueError, OSError, KeyError) as error:
+            keywords = {"attn_implementation": "eager", "trust_remote_code": False}
+            model = AutoModelForSequenceClassification.from_config(config, **keywords)
+    except Exception as error:  # transformers raises many kinds for one user's mistake
         raise ValueError(f"--model {folder}: config.json: {first_line(error)}") from error
     if method and not method.get("load_in_8bit"):
         raise ValueError(f"--model {folder}: {method.get('quant_method')} weights: take the float model")
@@ -157,12 +158,12 @@ def set_aside(out: str, size: int) -> Iterator[Path]:
         raise ValueError(
             f"{aside} is of a run that was killed, or still runs: delete it, or give another --out"
         )
-    final.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(final.parent).free
-    if free < size:
-        raise ValueError(f"--out {out}: needs {size / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free")
-    aside.mkdir()
     try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(final.parent).free
+        if free < size:
+            raise ValueError(f"--out {out}: needs {size / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free")
+        aside.mkdir()
         yield aside
         aside.rename(final)
     except OSError as error:
@@ -195,6 +196,7 @@ def convert(
     Raises ValueError for a weight that is not finite, or too large for fp16.
     """
     tokenizer = load_tokenizer(source.folder)
+    check_vocabulary(tokenizer, source.config.vocab_size)
     tokenizer.save_pretrained(into)
     if source.config.pad_token_id is None:  # without one, transformers' classifier takes single rows only
         source.config.pad_token_id = pad_id(tokenizer)

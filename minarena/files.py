@@ -12,7 +12,6 @@ import gzip
 import io
 import json
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -22,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from minarena.config import first_line
 from minarena.data import TEXTS, swapped
-from minarena.sources import from_chosen, layout
+from minarena.sources import from_chosen, layout, shown
 
 ROWS = 4096
 COIN_SEED = 0xFACED  # not --seed: every command must deal a file alike, or labels could not be joined by id
@@ -55,7 +55,7 @@ def read_pairs(
     for _, second in table[double & ~repeated].head(1).iterrows():
         first = table[table["id"] == second["id"]].iloc[0]
         where = f"{second['file']}: row {second['row']}, column id"
-        raise ValueError(f"{where}: {second['id']!r} again; it is row {first['row']} of {first['file']}")
+        raise ValueError(f"{where}: {shown(second['id'])} again; it is row {first['row']} of {first['file']}")
     internal = ["file", "row", "made_id", "equal_scores"] + ["pseudo"] * (not table["pseudo"].any())
     return table[~repeated].drop(columns=internal)
 
@@ -65,21 +65,23 @@ def read_file(path: str, ties: str | None, limit: int | None, bar) -> tuple[pd.D
     row's number in the file, and `made_id`, whether the id is ours. For the arguments see read_pairs."""
     parts, unused, rows, convert = [], Counter(), 0, None
     progress = None
-    for frame, position in read_frames(path):
-        if convert is None:
-            convert, columns = layout(frame, path), frame.columns
-            size = Path(path).stat().st_size
-            progress = bar and bar(total=size, desc=f"read {Path(path).name}", unit="B", unit_scale=True)
-        frame = frame.reindex(columns=columns).assign(row=range(rows + 1, rows + len(frame) + 1))
-        rows += len(frame)
-        part = convert(frame, path)
-        parts.append(part if ties is None else usable(part, ties, unused))
+    try:
+        for frame, position in read_frames(path):
+            if convert is None:
+                convert, columns = layout(frame, path), frame.columns
+                size = Path(path).stat().st_size
+                progress = bar and bar(total=size, desc=f"read {Path(path).name}", unit="B", unit_scale=True)
+            frame = frame.reindex(columns=columns).assign(row=range(rows + 1, rows + len(frame) + 1))
+            rows += len(frame)
+            part = convert(frame, path)
+            parts.append(part if ties is None else usable(part, ties, unused))
+            if progress is not None:
+                progress.update(max(0, position - progress.n))
+            if limit and sum(map(len, parts)) >= limit:
+                break
+    finally:  # a bar that is left open is drawn once more, after the line that says what is wrong
         if progress is not None:
-            progress.update(max(0, position - progress.n))
-        if limit and sum(map(len, parts)) >= limit:
-            break
-    if progress is not None:
-        progress.close()
+            progress.close()
     if not rows:
         raise ValueError(f"{path}: no rows")
     table = pd.concat(parts, ignore_index=True)
@@ -124,7 +126,7 @@ def dealt(table: pd.DataFrame) -> pd.DataFrame:
 def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
     """(the next ROWS rows with the file's own columns, bytes of the file read so far), by the file's ending;
     what the file holds must be what its ending says."""
-    readers = {".parquet": parquet_frames, ".csv": csv_frames, ".jsonl": jsonl_frames}
+    readers = {".parquet": parquet_rows, ".csv": csv_rows, ".jsonl": jsonl_rows}
     zipped = str(path).lower().endswith(".gz")
     ending = Path(str(path).lower().removesuffix(".gz")).suffix
     if ending not in readers:
@@ -133,48 +135,73 @@ def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
         raise ValueError(f"{path}: no such file")
     if not Path(path).stat().st_size:
         raise ValueError(f"{path}: empty file")
+    done, batch = 0, [None]
     try:
         with open(path, "rb") as raw, gzip.open(raw) if zipped else nullcontext(raw) as stream:
-            for frame in readers[ending](stream):
-                yield frame, raw.tell()
-    # pyarrow's errors are the first two, gzip's the first four; their first line says what is wrong
-    except (ValueError, OSError, EOFError, zlib.error, csv.Error) as error:
-        reason = (str(error).splitlines() or ["damaged"])[0]
-        raise ValueError(f"{path}: not readable as {ending[1:]}: {reason}") from error
+            columns, rows = readers[ending](stream)
+            while batch:
+                batch = []
+                try:
+                    batch.extend(islice(rows, ROWS))
+                except Exception as error:  # those before the bad row are in the batch
+                    raise ValueError(f"row {done + len(batch) + 1}: {first_line(error)}") from error
+                done += len(batch)
+                if batch:  # as objects: pandas' own strings refuse a lone surrogate
+                    yield pd.DataFrame(batch, columns=columns, dtype=object), raw.tell()
+    except Exception as error:  # pyarrow alone raises a dozen kinds for a damaged file
+        raise ValueError(f"{path}: not readable as {ending[1:]}: {first_line(error)}") from error
 
 
-def parquet_frames(stream) -> Iterator[pd.DataFrame]:
+# Each gives (the columns' names, or None where each row has its own; the rows one by one).
+
+
+def parquet_rows(stream) -> tuple[list[str], Iterator[list]]:
+    """Cells as Python's objects: pandas makes floats of [1, null], obeys whatever a file's metadata tells it,
+    and fails on nested and on damaged cells."""
     from pyarrow.parquet import ParquetFile
 
-    for batch in ParquetFile(stream).iter_batches(ROWS):
-        yield batch.to_pandas()
+    file = ParquetFile(stream)
+    rows = (row for batch in file.iter_batches(ROWS) for row in zip(*batch.columns, strict=True))
+    return file.schema_arrow.names, ([cell.as_py() for cell in row] for row in rows)
 
 
-def csv_frames(stream) -> Iterator[pd.DataFrame]:
+def csv_rows(stream) -> tuple[list[str], Iterator[list[str]]]:
     """Cells as text, by Python's csv: pandas makes null of the answers "None" and "NA", 7 of the id 007, and
     the empty text of a cell that a cut line lacks, in silence."""
     csv.field_size_limit(2**31 - 1)  # characters a cell; the default, 131,072, is below the longest answers
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    rows = enumerate(cells for cells in csv.reader(text, strict=True) if cells)
-    header = next(rows, (0, []))[1]
-    while batch := list(islice(rows, ROWS)):
-        for number, cells in batch:
-            if len(cells) != len(header):
-                raise ValueError(f"row {number}: {len(cells)} cells, the header has {len(header)}")
-        yield pd.DataFrame([cells for _, cells in batch], columns=header, dtype=object)
+    rows = (cells for cells in csv.reader(lines(stream), strict=True) if cells)
+    header = next(rows, [])
+
+    def whole(cells: list[str]) -> list[str]:
+        if len(cells) != len(header):
+            raise ValueError(f"{len(cells)} cells, the header has {len(header)}")
+        return cells
+
+    return header, map(whole, rows)
 
 
-def jsonl_frames(stream) -> Iterator[pd.DataFrame]:
-    lines = enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig"), 1)
-    while batch := list(islice(lines, ROWS)):
-        rows = []
-        for number, line in batch:
-            if not line.strip():  # often the last one
-                continue
-            try:
-                rows.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"line {number}: {error}") from error
-            if not isinstance(rows[-1], dict):
-                raise ValueError(f"line {number}: not an object with the columns as keys")
-        yield pd.DataFrame(rows, dtype=object)  # object: pandas' own strings refuse a lone surrogate
+def jsonl_rows(stream) -> tuple[None, Iterator[dict]]:
+    def row(line: str) -> dict:
+        found = json.loads(line, object_pairs_hook=object_of)
+        if not isinstance(found, dict):
+            raise ValueError("not an object with the columns as keys")
+        return found
+
+    return None, (row(line) for line in lines(stream) if line.strip())  # the last one is often blank
+
+
+def object_of(pairs: list[tuple]) -> dict:
+    """json's own takes the last of two equal keys: which of two winners is meant, nobody knows."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError(f"a key stands there twice: {shown([key for key, _ in pairs])}")
+    return found
+
+
+def lines(stream) -> Iterator[str]:
+    """A file's lines, their ends as they are; of a line that is no UTF-8 the number is told."""
+    for number, line in enumerate(stream, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"line {number} is not UTF-8: save the file as UTF-8") from error
+        yield from io.StringIO(text, newline="") if "\r" in text else [text]  # a lone \r ends a line, too

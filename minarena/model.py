@@ -5,8 +5,6 @@ Llama, Qwen2) and bitsandbytes its int8 weights, on a GPU and on a CPU alike. Ou
 and the products. What it does not do: generate, keep a cache, trust remote code, or read pickled weights.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +60,7 @@ def pool_last(hidden: Tensor, mask: Tensor) -> Tensor:
 def load_backbone(
     name: str, device: torch.device, dtype: torch.dtype, quantize: bool = True, matmul: str = "dequant"
 ) -> nn.Module:
-    """The base `name` (folder or hub id) without its LM head, frozen, on `device`.
+    """The base in the folder `name` (folders.py) without its LM head, frozen, on `device`.
 
     quantize: a float base is quantized to int8 while it loads (a base that is 8-bit already stays as it is);
     False keeps a float base, in `dtype`. matmul: see int8.py; llm-int8 is bitsandbytes' own product, the
@@ -70,49 +68,40 @@ def load_backbone(
     """
     from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, logging
 
-    check_folder(name)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report lists the unused LM head; what is missing we check
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(
+            name, trust_remote_code=False
+        )  # None would ask, and run it on `y`
+        vars(config).pop("transformers_weights", None)  # a file of any kind, to be taken as the weights
         method = getattr(config, "quantization_config", None)
         if method is not None and not method.get("load_in_8bit"):
             raise ValueError("quantized, but not by bitsandbytes' 8-bit method: take the float model")
         # only transformers' eager attention applies Gemma-2's soft-cap; the others have none and take SDPA
         softcap = getattr(config, "attn_logit_softcapping", None)
         keywords = {"attn_implementation": "eager" if softcap else "sdpa"}
+        # with the config, for what a config.json says of attention would win, other people's kernels included
+        keywords |= {"config": config, "trust_remote_code": False, "use_safetensors": True}
+        keywords |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # each is refused by name
         if not hasattr(config, "hidden_size"):
             raise ValueError("no plain text model: it has parts such as a vision tower")
         if method is None and quantize:
             keywords["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
         elif method is None:
             keywords["dtype"] = dtype
-        backbone, report = AutoModel.from_pretrained(
-            name, device_map={"": device}, use_safetensors=True, output_loading_info=True, **keywords
-        )
+        backbone, report = AutoModel.from_pretrained(name, device_map={"": device}, **keywords)
     except Exception as error:  # transformers raises many kinds for one user's mistake
         raise ValueError(f"--model {name}: {first_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
+    for tensor, found, wanted in sorted(report["mismatched_keys"]):
+        raise ValueError(f"--model {name}: {tensor} is {tuple(found)}: config.json needs {tuple(wanted)}")
     if report["missing_keys"]:
         raise ValueError(f"--model {name}: the weights lack {sorted(report['missing_keys'])[0]}")
     if matmul == "dequant":
         use_dequantized_(backbone)
     return backbone.requires_grad_(False)
-
-
-def check_folder(name: str) -> None:
-    """ValueError where a local folder lacks what is needed, or a name that looks like a path is none."""
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"--model {name}: no config.json: not a model folder")
-        if not list(folder.glob("*.safetensors")):
-            raise ValueError(
-                f"--model {name}: no .safetensors file: pickled weights are not read, convert them first"
-            )
-    elif folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"--model {name}: no such folder")
 
 
 def default_dtype(device: torch.device, training: bool) -> torch.dtype:

@@ -52,6 +52,15 @@ def find_adapter(argument: str) -> TrainedAdapter:
     order = order or record.get("order", "ab")
     if order not in ("ab", "ba", "both"):
         raise ValueError(f"{path}: order {order!r}: must be ab, ba or both")
+    model, length = record.get("model", "tiny"), record.get("max_length", 8)
+    for name, fits in (
+        ("model", isinstance(model, str) and model),
+        ("max_length", isinstance(length, int) and length >= 8),
+        ("truncation", record.get("truncation", "left") in ("left", "middle")),
+        ("matmul", record.get("matmul", "dequant") in ("dequant", "llm-int8")),
+    ):
+        if not fits:
+            raise ValueError(f"{path}: {name} {record[name]!r}: not what train.py writes")
     return TrainedAdapter(folder, order, record)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from minarena.config import InferConfig
+from minarena.config import InferConfig, first_line
 from minarena.data import TEXTS, file_record
 from minarena.files import read_frames, read_pairs
 from minarena.parts import write_whole
@@ -83,14 +83,14 @@ def write_labels(path: str, table: pd.DataFrame, p_a: pd.Series, threshold: floa
 
 def distilled(config: InferConfig) -> tuple[pd.DataFrame, pd.Series]:
     """(the rows of --data as the runs read them, the mean of their held-out probabilities by id)."""
-    records = {run: run_record(run) for run in config.distill}
-    for run, record in records.items():
+    records, tables = zip(*map(finished_run, config.distill), strict=True)
+    for run, record in zip(config.distill, records, strict=True):
         files = [file["sha256"] for file in record["data_files"]]
         if record["eval_data"] or files != [file_record(path)["sha256"] for path in config.data]:
             raise ValueError(f"--distill {run}: was not trained on folds of --data {' '.join(config.data)}")
-    first = records[config.distill[0]]
+    first = records[0]
     table = read_pairs(config.data, first["limit"], first["ties"], bar=tqdm)
-    held_out = pd.concat([pd.read_parquet(f"{run}/eval.parquet") for run in config.distill])
+    held_out = pd.concat(tables)
     label = table.set_index("id")["label"]
     stranger = held_out[held_out["label"] != label.reindex(held_out["id"]).to_numpy()]
     if len(stranger):
@@ -98,13 +98,18 @@ def distilled(config: InferConfig) -> tuple[pd.DataFrame, pd.Series]:
     p_a = held_out.groupby("id")["p_a"].mean()
     missing = table["id"][~table["id"].isin(p_a.index)]
     if len(missing):
-        folds = sorted({record["fold"] for record in records.values()})
+        folds = sorted({record["fold"] for record in records})
         had = f"folds {', '.join(map(str, folds))} of {first['n_splits']}"
         raise ValueError(f"--distill: {len(missing):,} rows were held out by no run ({had} are here)")
     return table, p_a
 
 
-def run_record(run: str) -> dict:
-    if not Path(f"{run}/eval.parquet").is_file():
-        raise ValueError(f"--distill {run}: no eval.parquet there: not a finished run of train.py")
-    return json.loads(Path(f"{run}/train_config.json").read_text())
+def finished_run(run: str) -> tuple[dict, pd.DataFrame]:
+    """(what is used of its train_config.json, its eval.parquet)"""
+    names = ("data_files", "eval_data", "limit", "ties", "fold", "n_splits")
+    try:
+        table = pd.read_parquet(f"{run}/eval.parquet", columns=["id", "label", "p_a"])
+        record = json.loads(Path(f"{run}/train_config.json").read_text())
+        return {name: record[name] for name in names}, table
+    except Exception as error:  # pyarrow's, json's and ours: a file there is missing or damaged
+        raise ValueError(f"--distill {run}: not a finished run of train.py: {first_line(error)}") from error

@@ -33,11 +33,11 @@ def layout(frame: pd.DataFrame, path: str) -> Callable:
     if len(double):
         raise ValueError(f"{path}: column {double[0]}: stands there twice")
     for columns, fits, convert in LAYOUTS:
-        if columns <= set(frame.columns) and (not len(frame) or fits(frame.iloc[0])):
+        if columns <= set(frame.columns) and fits(frame.iloc[0]):
             return convert
     missing = sorted({"id", *TEXTS} - set(frame.columns))
-    has = ", ".join(map(str, frame.columns))
-    raise ValueError(f"{path}: missing column {', '.join(missing)}; it has {has}")
+    has = ", ".join(name if name.isprintable() else shown(name) for name in frame.columns[:30])
+    raise ValueError(f"{path}: missing column {', '.join(missing)}; it has {has[:300]}")
 
 
 def from_competition(frame: pd.DataFrame, path: str) -> pd.DataFrame:
@@ -54,8 +54,8 @@ def from_pseudo_labels(frame: pd.DataFrame, path: str) -> pd.DataFrame:
 def from_lmsys(frame: pd.DataFrame, path: str) -> pd.DataFrame:
     prompts, a, b = (each(frame, path, column, turns, "not a JSON list of turns") for column in TEXTS)
     label = np.full(len(frame), np.nan)
-    if "winner_tie" in frame:
-        names = ("winner_model_a", "winner_model_b", "winner_tie")
+    names = ("winner_model_a", "winner_model_b", "winner_tie")
+    if set(names) <= set(frame.columns):
         votes = np.array([each(frame, path, name, zero_or_one, "neither 0 nor 1") for name in names])
         for row in frame["row"][votes.sum(axis=0) != 1]:
             raise ValueError(f"{path}: row {row}, column winner_tie: not one of the three winners is 1")
@@ -74,7 +74,10 @@ def from_chosen(frame: pd.DataFrame, path: str) -> pd.DataFrame:
     talks = [each(frame, path, column, messages, problem) for column in ("chosen", "rejected")]
     equal = False
     if {"score_chosen", "score_rejected"} <= set(frame.columns):
-        equal = frame["score_chosen"] == frame["score_rejected"]
+        chosen, rejected = (
+            each(frame, path, f"score_{x}", float, "no number") for x in ("chosen", "rejected")
+        )
+        equal = np.equal(chosen, rejected)
     return pairs(frame, path, *compared(*talks), 1.0, None, equal_scores=equal)
 
 
@@ -151,12 +154,19 @@ def each(frame: pd.DataFrame, path: str, column: str, convert: Callable, problem
     for row, cell in zip(frame["row"], frame[column], strict=True):
         try:
             values.append(convert(cell))
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
             null = frame["row"][frame[column].isna()]  # of [1, null] pandas makes floats: null is to blame
             place = f"{path}: row {row if null.empty else null.iloc[0]}, column {column}"
-            shown = " ".join(repr(cell).split())[:60] if null.empty else "null"
-            raise ValueError(f"{place}: {shown} is {problem}") from error
+            raise ValueError(f"{place}: {shown(cell) if null.empty else 'null'} is {problem}") from error
     return values
+
+
+def shown(value) -> str:
+    """The start of any value, on one line and without the marks that turn a terminal's text round."""
+    try:
+        return " ".join(repr(value).split())[:60]
+    except (RecursionError, ValueError):  # of an integer with more than 4,300 digits, too
+        return "what is nested too deeply or too long to show"
 
 
 def identifier(cell) -> str:

@@ -65,12 +65,22 @@ def load_tokenizer(folder: str):
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen kinds here, for one user's mistake
-        raise ValueError(f"{folder}: no usable tokenizer: {first_line(error)}") from error
+        raise ValueError(f"{folder}: no usable tokenizer or config.json: {first_line(error)}") from error
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise ValueError(f"{folder}: the tokenizer must be a fast one with an EOS token")
     return tokenizer
+
+
+def check_vocabulary(tokenizer, embeddings: int) -> None:
+    """ValueError where the model has no embedding for a token, which on a GPU ends the process."""
+    last = max(
+        tokenizer.vocab_size - 1, tokenizer.eos_token_id, tokenizer.bos_token_id or 0, pad_id(tokenizer)
+    )
+    if last >= embeddings:
+        reason = f"its tokenizer has token {last}, the model has {embeddings} embeddings"
+        raise ValueError(f"--model {tokenizer.name_or_path}: {reason}: another model's tokenizer?")
 
 
 def pad_id(tokenizer) -> int:

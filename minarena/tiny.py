@@ -136,9 +136,11 @@ def write_tiny(folder: str, seed: int = 0, **changes) -> str:
 
 @contextlib.contextmanager
 def base_folder(name: str) -> Iterator[str]:
-    """What to load for `--model name`: `tiny` is made in a temporary folder, other names stay as they are."""
+    """The folder to load for `--model name`: `tiny` is made in a temporary one, others are checked."""
     if name != "tiny":
-        yield name
+        from minarena.folders import local_folder  # the demo needs no check
+
+        yield local_folder(name)
         return
     with tempfile.TemporaryDirectory(prefix="minarena-tiny-") as folder:
         yield write_tiny(folder)

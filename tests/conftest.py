@@ -21,6 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 from helpers import CPU, adapted, write_pairs
+from hypothesis import HealthCheck, settings
 
 import infer
 from minarena import predict
@@ -29,6 +30,7 @@ from minarena.model import PreferenceModel, load_backbone
 from minarena.tiny import byte_tokenizer, demo_pairs, write_tiny
 
 REPOSITORY = Path(__file__).parent.parent
+settings.register_profile("long", max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def pytest_collection_modifyitems(items):

@@ -256,7 +256,10 @@ def test_what_infer_cannot_do_is_refused_before_anything_is_loaded(demo, tmp_pat
         (f"--adapter {tmp_path}/none", "none: no adapter_config.json there"),
         (f"--adapter {unfinished}", "its training is unfinished"),
         (f"--adapter {runs}/ab --out {tmp_path}/s.txt", r"s.txt: must end in .csv or .parquet"),
-        (f"--adapter {runs}/ab --probs {tmp_path}/no/p.csv", "p.csv: no such folder"),
+        (
+            f"--adapter {runs}/ab --probs {tmp_path}/no/p.csv",
+            "p.csv: cannot be written: No such file or directory",
+        ),
         (f"--adapter {runs}/ab --data {tmp_path}/none.csv --out {tmp_path}/s.csv", "none.csv: no such file"),
         (f"--adapter {runs}/ab --model some/base --out {tmp_path}/s.csv", "--data FILE is needed"),
     ):

@@ -179,7 +179,7 @@ def test_other_unreadable_files_are_refused_by_name(tmp_path):
     said = {path.name: refusal(path) for path in sorted(tmp_path.iterdir()) if path.name != "pairs.parquet"}
     assert all(line.startswith(f"{tmp_path / name}: ") for name, line in said.items()), said
     assert "row 2: 3 cells, the header has 4" in said["short.csv"]  # else a cut file gets an empty answer
-    assert "row 2: 5 cells, the header has 4" in said["ragged.csv"] and "line 2" in said["cut.jsonl"]
+    assert "row 2: 5 cells, the header has 4" in said["ragged.csv"] and "row 2" in said["cut.jsonl"]
     assert "column prompt: stands there twice" in said["twice.csv"]
     assert ".parquet, .csv, .jsonl" in said["pairs.xlsx"]
     assert "no such file" in refusal(tmp_path / "none.csv")

@@ -107,6 +107,13 @@ def test_a_wrong_cell_in_a_later_piece_is_named_by_its_row_in_the_file(tmp_path,
         read_pairs([jsonl(tmp_path / "x.jsonl", rows)])
 
 
+def test_a_line_that_is_cut_in_a_later_piece_is_named_by_its_row_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROWS", 7)
+    (tmp_path / "x.csv").write_text("id,prompt,response_a,response_b\n" + "1,q,a,b\n" * 22 + "1,q\n")
+    with pytest.raises(ValueError, match="row 23: 2 cells, the header has 4"):
+        list(files.read_frames(str(tmp_path / "x.csv")))
+
+
 def test_the_bar_reaches_the_size_of_the_file(tmp_path):
     path = jsonl(tmp_path / "dpo.jsonl", chosen_rows(100))
     bars = []

@@ -17,7 +17,19 @@ from conftest import REPOSITORY
 
 FLOORS = [
     ["config", "dist", "metrics", "data", "snip", "int8", "lora", "attention"],
-    ["shards", "sources", "files", "text", "batching", "tiny", "adapter", "step", "memory", "signals"],
+    [
+        "shards",
+        "sources",
+        "files",
+        "folders",
+        "text",
+        "batching",
+        "tiny",
+        "adapter",
+        "step",
+        "memory",
+        "signals",
+    ],
     ["checkpoint", "resume", "parts", "merge", "convert", "fast", "model"],
     ["predict", "pseudo", "report"],
 ]

@@ -29,6 +29,7 @@ from minarena.adapter import AdapterConfig, attach_adapter_
 from minarena.batching import collate
 from minarena.model import PreferenceModel, default_dtype, load_backbone, pool_last
 from minarena.step import trainable
+from minarena.tiny import base_folder
 
 PAD, EOS = 0, 1
 SIZE = dict(vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)
@@ -180,8 +181,8 @@ def test_the_compute_dtype_on_a_cpu_is_fp32():
 
 
 def refusal(folder) -> str:
-    with pytest.raises(ValueError) as error:
-        load_backbone(str(folder), CPU, torch.float32)
+    with pytest.raises(ValueError) as error, base_folder(str(folder)) as checked:
+        load_backbone(checked, CPU, torch.float32)
     assert len(str(error.value).splitlines()) == 1 and str(error.value).startswith(f"--model {folder}: ")
     return str(error.value)
 

@@ -178,7 +178,7 @@ def test_distillation_refuses_what_is_not_held_out_probabilities_of_these_rows(t
         infer.main([*words, *runs[:2]])
     with pytest.raises(ValueError, match=f"{runs[0]}: was not trained on folds of --data {other}"):
         infer.main(["--data", other, *words[2:], *runs])
-    with pytest.raises(ValueError, match=r"no eval\.parquet there"):
+    with pytest.raises(ValueError, match=r"not a finished run of train.py: .*eval\.parquet"):
         infer.main([*words, str(tmp_path)])
     path = Path(runs[1]) / "eval.parquet"
     held_out = pd.read_parquet(path)

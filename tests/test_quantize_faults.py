@@ -130,7 +130,7 @@ def test_an_index_that_promises_what_is_not_there_is_named(tmp_path):
     path.write_text(json.dumps(index | {"weight_map": index["weight_map"] | {"model.extra": file}}))
     assert f"{file}: tensor model.extra is missing" in refused(tmp_path / "base", tmp_path / "out")
     path.write_text("[]")
-    assert "not a usable index" in refused(tmp_path / "base", tmp_path / "out")
+    assert "index.json is damaged" in refused(tmp_path / "base", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
