@@ -159,7 +159,8 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
         if hints[f.name] is not bool and f.default not in (None, "", MISSING):
             text += f" (default: {hex(f.default) if f.name == 'seed' else f.default})"
         keywords = {"help": text, "default": argparse.SUPPRESS} | value_keywords(hints[f.name])
-        section.add_argument("--" + f.name.replace("_", "-"), **keywords)
+        needed = f.default is MISSING and f.default_factory is MISSING  # such a field is typed without a name
+        section.add_argument(f.name if needed else "--" + f.name.replace("_", "-"), **keywords)
 
 
 def value_keywords(hint) -> dict:

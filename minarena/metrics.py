@@ -1,8 +1,15 @@
 """How good probabilities are: figures as plain functions of labels and predictions, with standard errors.
 
-label: P(a wins), 1, 0 or between (a soft label; exactly one half is a tie); p: predicted P(a wins). Both
-(rows,) float.
+label: P(a wins), 1, 0 or between (a soft label; exactly one half is a tie); p: predicted P(a wins); prompt:
+what each row is about, compared for equality. All (rows,), the first two float.
+
+Rows that share a prompt are not independent: one hard prompt is several mistakes. So a standard error is over
+prompts. For a mean it is a formula; for any other figure the spread of it when whole prompts are drawn with
+replacement (Efron 1979, https://doi.org/10.1214/aos/1176344552; in groups: Davison & Hinkley 1997, 3.8). Such
+a figure takes w (rows,), how often each row counts.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,15 +26,77 @@ def cross_entropy(label: np.ndarray, p: np.ndarray) -> np.ndarray:
     return -label * np.log(p) - (1 - label) * np.log(1 - p)
 
 
-def standard_error(values: np.ndarray) -> float:
-    """Of the mean of `values`, rows taken as independent."""
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+def brier(label: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """(p - label)^2 of each row; no skill is 0.25. Brier 1950, his sum over the two outcomes halved:
+    https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2"""
+    return (p - label) ** 2
 
 
-def scores(label: np.ndarray, p: np.ndarray) -> dict[str, float | None]:
+def overconfidence(label: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Of each row, the confidence max(p, 1 - p) less the label of the answer that p prefers: on average above
+    0 where a judge is right less often than it says."""
+    return np.where(p > 0.5, p - label, label - p)
+
+
+def reliability(label: np.ndarray, p: np.ndarray, w: np.ndarray, bins: int = 10) -> np.ndarray:
+    """(3, bins): rows, sum of p and sum of label of the rows whose p falls into each of `bins` equal parts of
+    (0, 1]. The reliability diagram is sum of label / rows against sum of p / rows."""
+    bin_of_row = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], p)
+    return np.stack([np.bincount(bin_of_row, w * values, bins) for values in (1, p, label)])
+
+
+def calibration_error(label: np.ndarray, p: np.ndarray, w: np.ndarray, bins: int = 10) -> float:
+    """ECE: mean over rows of the distance between their bin's mean p and mean label, 0 to 1. Naeini et al.
+    2015 (https://doi.org/10.1609/aaai.v29i1.9602); Guo et al. 2017, eq. 3 (https://arxiv.org/abs/1706.04599),
+    who bin the confidence. Chance keeps it above 0: compare it with that of labels drawn from p."""
+    _, sum_p, sum_label = reliability(label, p, w, bins)
+    return np.abs(sum_p - sum_label).sum() / w.sum()
+
+
+def flips(p_ab: np.ndarray, p_ba: np.ndarray) -> np.ndarray:
+    """1 where the verdict on a row changes with the order the answers are shown in, else 0; both: P(a wins).
+    Its mean is 1 - consistency of Zheng et al. 2023 (MT-Bench, table 2): https://arxiv.org/abs/2306.05685"""
+    return ((p_ab > 0.5) != (p_ba > 0.5)).astype(float)
+
+
+def first(p_ab: np.ndarray, p_ba: np.ndarray) -> np.ndarray:
+    """P(the answer shown first wins) of each row, mean of both orders: on average 0.5 without bias."""
+    return (p_ab + 1 - p_ba) / 2
+
+
+def correlation(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
+    """Pearson's r of two columns, -1 to 1."""
+    (xx, xy), (_, yy) = np.cov(x, y, aweights=w)
+    return xy / np.sqrt(xx * yy)
+
+
+def standard_error(values: np.ndarray, prompt: np.ndarray | None = None) -> float:
+    """Of the mean of `values`, prompts taken as independent; without `prompt`, rows. nan for less than two.
+    Cameron & Miller 2015, https://doi.org/10.3368/jhr.50.2.317"""
+    each = np.arange(len(values)) if prompt is None else np.unique(prompt, return_inverse=True)[1]
+    sums = np.bincount(each, values - values.mean()) if len(values) else each
+    n = len(sums)
+    return float(np.sqrt(n / (n - 1) * (sums**2).sum()) / len(values)) if n > 1 else float("nan")
+
+
+def bootstrap(figure: Callable, prompt: np.ndarray, draws: int = 500, seed: int = 0) -> tuple[float, float]:
+    """(figure(w) of the rows as they are, its standard error): the spread over samples of whole prompts."""
+    each, rng = np.unique(prompt, return_inverse=True)[1], np.random.default_rng(seed)
+    n = each.max() + 1  # prompts
+    drawn = [np.bincount(rng.integers(n, size=n), minlength=n)[each] for _ in range(draws)]
+    return float(figure(np.ones(len(each)))), float(np.std([figure(w) for w in drawn], ddof=1))
+
+
+def scores(label: np.ndarray, p: np.ndarray, prompt: np.ndarray | None = None) -> dict[str, float | None]:
     """accuracy and log_loss with standard errors (`_se`); None where no row counts (JSON has no NaN)."""
+    prompt = np.arange(len(p)) if prompt is None else prompt
+    decided = prompt[label != 0.5]
     result = {}
-    for name, values in (("accuracy", correct(label, p)), ("log_loss", cross_entropy(label, p))):
+    for name, values, of in (
+        ("accuracy", correct(label, p), decided),
+        ("log_loss", cross_entropy(label, p), prompt),
+    ):
+        error = standard_error(values, of)
         result[name] = float(values.mean()) if len(values) else None
-        result[name + "_se"] = standard_error(values) if len(values) > 1 else None
+        result[name + "_se"] = None if np.isnan(error) else error
     return result
