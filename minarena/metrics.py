@@ -38,19 +38,17 @@ def overconfidence(label: np.ndarray, p: np.ndarray) -> np.ndarray:
     return np.where(p > 0.5, p - label, label - p)
 
 
-def reliability(label: np.ndarray, p: np.ndarray, w: np.ndarray, bins: int = 10) -> np.ndarray:
-    """(3, bins): rows, sum of p and sum of label of the rows whose p falls into each of `bins` equal parts of
-    (0, 1]. The reliability diagram is sum of label / rows against sum of p / rows."""
-    bin_of_row = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], p)
-    return np.stack([np.bincount(bin_of_row, w * values, bins) for values in (1, p, label)])
+def bin_of(p: np.ndarray, bins: int = 10) -> np.ndarray:
+    """The bin of each row, of `bins` equal ones of (0, 1]. A reliability diagram shows the mean label of a bin
+    over its mean p: equal where probabilities can be believed."""
+    return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], p)
 
 
 def calibration_error(label: np.ndarray, p: np.ndarray, w: np.ndarray, bins: int = 10) -> float:
     """ECE: mean over rows of the distance between their bin's mean p and mean label, 0 to 1. Naeini et al.
     2015 (https://doi.org/10.1609/aaai.v29i1.9602); Guo et al. 2017, eq. 3 (https://arxiv.org/abs/1706.04599),
     who bin the confidence. Chance keeps it above 0: compare it with that of labels drawn from p."""
-    _, sum_p, sum_label = reliability(label, p, w, bins)
-    return np.abs(sum_p - sum_label).sum() / w.sum()
+    return np.abs(np.bincount(bin_of(p, bins), w * (p - label))).sum() / w.sum()
 
 
 def flips(p_ab: np.ndarray, p_ba: np.ndarray) -> np.ndarray:
@@ -60,7 +58,7 @@ def flips(p_ab: np.ndarray, p_ba: np.ndarray) -> np.ndarray:
 
 
 def first(p_ab: np.ndarray, p_ba: np.ndarray) -> np.ndarray:
-    """P(the answer shown first wins) of each row, mean of both orders: on average 0.5 without bias."""
+    """P(the answer shown first wins) of each row, mean of both orders: 0.5 on average without bias."""
     return (p_ab + 1 - p_ba) / 2
 
 
