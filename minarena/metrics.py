@@ -39,15 +39,15 @@ def overconfidence(label: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 
 def bin_of(p: np.ndarray, bins: int = 10) -> np.ndarray:
-    """The bin of each row, of `bins` equal ones of (0, 1]. A reliability diagram shows the mean label of a bin
+    """The bin of each row, of `bins` equal ones in (0, 1]. A reliability diagram shows a bin's mean label
     over its mean p: equal where probabilities can be believed."""
     return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], p)
 
 
 def calibration_error(label: np.ndarray, p: np.ndarray, w: np.ndarray, bins: int = 10) -> float:
     """ECE: mean over rows of the distance between their bin's mean p and mean label, 0 to 1. Naeini et al.
-    2015 (https://doi.org/10.1609/aaai.v29i1.9602); Guo et al. 2017, eq. 3 (https://arxiv.org/abs/1706.04599),
-    who bin the confidence. Chance keeps it above 0: compare it with that of labels drawn from p."""
+    2015 (https://doi.org/10.1609/aaai.v29i1.9602); Guo et al. 2017 (https://arxiv.org/abs/1706.04599) bin the
+    confidence. Chance keeps it above 0: compare it with that of labels drawn from p."""
     return np.abs(np.bincount(bin_of(p, bins), w * (p - label))).sum() / w.sum()
 
 
@@ -63,9 +63,15 @@ def first(p_ab: np.ndarray, p_ba: np.ndarray) -> np.ndarray:
 
 
 def correlation(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
-    """Pearson's r of two columns, -1 to 1."""
+    """Pearson's r, -1 to 1. Verdicts of 0 and 1 have a smaller one than probabilities that lean as much."""
     (xx, xy), (_, yy) = np.cov(x, y, aweights=w)
     return xy / np.sqrt(xx * yy)
+
+
+def slope(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
+    """By how much y rises where x rises by 1, in least squares: alike for verdicts and their chances."""
+    (xx, xy), _ = np.cov(x, y, aweights=w)
+    return xy / xx
 
 
 def standard_error(values: np.ndarray, prompt: np.ndarray | None = None) -> float:

@@ -69,7 +69,7 @@ def picture(ax: Axes, said: str) -> str:
 
 def section(question: str, panels: list[tuple[Axes, str]], more: str = "") -> str:
     figures = "".join(picture(*panel) for panel in panels)
-    return f'<section><h2>{question}</h2><div class="figures">{figures}</div>{more}</section>'
+    return f'<section><h2>{question}</h2><div class="figures">{figures}{more}</div></section>'
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None) -> dict:
             name, rows = list(judges.items())[-1]
             own = dict.fromkeys([*(judge_name(one, one.record["order"]) for one in done), name])
             sections += [good(judges), believed({each: judges[each] for each in own})]
-            sections += [position(done)] * bool(done) + by_text(name, rows)
+            sections += [position(done)] if done else []
+            known = rows[rows["prompt"].notna()]
+            sections += [length(name, known), weak(known)] if len(known) >= SMALL else []
             sections += [] if config.no_texts else [worst(done, name, rows)]
         write_text(page([f"{one.name}: {about(one)}" for one in runs], sections), Path(config.out))
     result = {"out": config.out, "runs": config.runs, "rows": {name: len(r) for name, r in judges.items()}}
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> dict:
     return result
 
 
-# -------------------------------------------------------------------------------- the questions, in page order
+# ------------------------------------------------------------------------------- the questions, in page order
 
 
 def learnt(runs: list[Run]) -> str:
@@ -83,7 +85,7 @@ def learnt(runs: list[Run]) -> str:
         said += f" {one.name} {how}: from {start:.3f} in its first tenth to {end:.3f} in its last." * (
             len(y) > 1
         )
-        said += "".join(f" Held out it came to {value:.3f}; no skill is 0.693." for _, value in evals[-1:])
+        said += "".join(f" Its held-out log loss came to {value:.3f}." for _, value in evals[-1:])
     loss.axhline(SKILL, color=FAINT, linestyle=":")
     peak = f"The learning rate of each step; its peak is {max(rate.dataLim.y1, 0):.1e}."
     return section("Did it learn?", [(named(loss), said), (rate, peak)])
@@ -100,12 +102,12 @@ def good(judges: dict[str, pd.DataFrame]) -> str:
     said += f"the rule that the longer answer wins: {pm(*mean(rule, rows))}."
     gaps = {other: mean(rows["loss"] - judges[other]["loss"], rows) for other in others}
     loss = f"Log loss of {name}: {pm(*mean(rows['loss'], rows))}; no skill is 0.693 (dotted)."
-    for words in ("worse than", "better than", "not different from"):
-        told = {
-            other: verdict(*gap, "worse than|better than|not different from") for other, gap in gaps.items()
-        }
-        told = [f"{other}{by.removeprefix(words)}" for other, by in told.items() if by.startswith(words)]
-        loss += f" It is {words} {', '.join(told)}." * bool(told)
+    told = {other: verdict(*gap, "worse than|better than|as good as") for other, gap in gaps.items()}
+    for words in ("worse than", "better than", "as good as"):
+        those = ", ".join(
+            other + by.removeprefix(words) for other, by in told.items() if by.startswith(words)
+        )
+        loss += f" It is {words} {those}." * bool(those)
     figures = {other: mean(judge["right"], judge) for other, judge in judges.items()}
     panels = [(forest("accuracy", figures | {"longer wins": mean(rule, rows)}, 0.5), said)]
     figures = {other: mean(judge["loss"], judge) for other, judge in judges.items()}
@@ -132,7 +134,8 @@ def believed(judges: dict[str, pd.DataFrame]) -> str:
         said = (
             f"{name} {how}: {sure:.3f} sure, {sure - over[0]:.3f} right. ECE {pm(*ece)}; labels drawn from "
         )
-        said += f"its own probabilities would give {chance:.3f}. Brier score {pm(*mean(metrics.brier(label, p), rows))}; "
+        said += f"its probabilities would give {chance:.3f}. "
+        said += f"Brier score {pm(*mean(metrics.brier(label, p), rows))}; "
         panels.append((ax, said + "no skill is 0.250. Grey: share of the rows."))
     return section("Can I believe its probabilities?", panels)
 
@@ -153,41 +156,46 @@ def position(done: list[Run]) -> str:
     return section("Does the position matter?", panels)
 
 
-def by_text(name: str, rows: pd.DataFrame) -> list[str]:
-    """What needs the texts: length, language, prompt, cut."""
-    rows = rows[rows["prompt"].notna()]
-    if len(rows) < SMALL:
-        return []
+def length(name: str, rows: pd.DataFrame) -> str:
     a, b = (np.log2(rows[column].str.len() + 1) for column in TEXTS[1:])  # characters
-    ax, ratio = axes("log2(length of a / length of b)", "P(a wins)"), a - b
+    ax, ratio, said = axes("log2(length of a / length of b)", "P(a wins)"), a - b, []
     six = parts(ratio, rows, 6)
     for colour, column, who in ((COLOURS[1], "label", "people"), (COLOURS[0], "p", name)):
         y, error = np.array([mean(some[column], some) for some in six]).T
         x = [ratio[some.index].mean() for some in six]
         ax.errorbar(x, y, 2 * error, fmt="o-", color=colour, markersize=4, label=who)
-    r = [lambda w, y=rows[column]: metrics.correlation(ratio, y, w) for column in ("label", "p")]
-    people, judge = (pm(*metrics.bootstrap(each, rows["group"])) for each in r)
-    more = metrics.bootstrap(lambda w: r[1](w) - r[0](w), rows["group"])
-    words = "likes length more than people do|likes length less than people do|likes length as people do"
-    said = f"{name} {verdict(*more, words)}: the log ratio of lengths correlates {judge} with its P(a wins), "
-    said += f"{people} with people's verdicts."
-    sizes = {
-        f"to {2 ** abs(ratio[some.index]).max():.1f} times as long": some
-        for some in parts(abs(ratio), rows, 4)
-    }
-    where = {str(language): some for language, some in rows.groupby("language")}
+        for figure in (metrics.slope, metrics.correlation):
+            draw = lambda w, f=figure, y=rows[column]: f(ratio, y, w)  # noqa: E731
+            said.append(pm(*metrics.bootstrap(draw, rows["group"])))
+    more = metrics.bootstrap(lambda w: metrics.slope(ratio, rows["p"] - rows["label"], w), rows["group"])
+    how = verdict(
+        *more,
+        "leans more on length than people|leans less on length than people|leans on length as people do",
+    )
+    said = (
+        f"{name} {how}: where a gets twice as long its P(a wins) rises by {said[2]}, people's by {said[0]}. "
+    )
+    said += f"Correlations: {said[3]} and {said[1]}."
+    groups = {}
+    for some in parts(abs(ratio), rows, 4):
+        groups[f"to {2 ** abs(ratio[some.index]).max():.1f} times as long"] = some
+    return section("Does the length decide?", [(named(ax), said), by_group(groups)])
+
+
+def weak(rows: pd.DataFrame) -> str:
+    groups = {str(language): some for language, some in rows.groupby("language")}
     for some in parts(rows["prompt"].str.len(), rows, 4):
-        where[f"prompt to {some['prompt'].str.len().max():,} characters"] = some
-    where |= {("not cut", "cut at --max-length")[bool(cut)]: some for cut, some in rows.groupby("cut")}
-    length = section("Does the length decide?", [(named(ax), said), by_group(sizes)])
-    return [length, section("Where is it weak?", [by_group(where)], numbers(where))]
+        groups[f"prompt to {some['prompt'].str.len().max():,} characters"] = some
+    groups |= {("not cut", "cut at --max-length")[bool(cut)]: some for cut, some in rows.groupby("cut")}
+    return section("Where is it weak?", [by_group(groups)], numbers(groups))
 
 
 def by_group(groups: dict[str, pd.DataFrame]) -> tuple[Axes, str]:
     """The accuracy of each group that is not too small, and the lowest beside the highest."""
-    figures = {
-        name: mean(some["right"], some) for name, some in groups.items() if some["right"].count() >= SMALL
-    }
+    groups = {name: some for name, some in groups.items() if some["right"].count() >= SMALL}
+    figures = {name: mean(some["right"], some) for name, some in groups.items()}
+    if len(figures) < 2:
+        return axes("accuracy", "", 0.8), f"There are no two groups of {SMALL} rows or more to compare."
     low, high = (pick(figures, key=lambda name: figures[name][0]) for pick in (min, max))
     gap, error = figures[high][0] - figures[low][0], np.hypot(figures[high][1], figures[low][1])
     # the ends of many groups are two standard errors apart by chance alone
@@ -209,14 +217,16 @@ def worst(done: list[Run], name: str, rows: pd.DataFrame) -> str:
     told = ""
     for title, some in (("most confident mistakes", wrong), ("largest flips", pd.concat(flips))):
         some = some[some["prompt"].notna()].nlargest(SHOWN, "by")
-        told += f"<h3>The {len(some)} {title}</h3>"
+        told += f"<div><h3>The {len(some)} {title}</h3>"
         for number, row in some.iterrows():
-            head = f"{row['said']}; label {row['label']:g}; {row['language']}, {number}"
-            told += details(head, {column.replace("_", " "): row[column] for column in TEXTS})
+            people = {1.0: "a", 0.0: "b"}.get(row["label"], f"a with {row['label']:.2f}")
+            texts = {"id": number} | {column.replace("_", " "): row[column] for column in TEXTS}
+            told += details(f"{row['said']}; people: {people} ({row['language']})", texts)
+        told += "</div>"
     return section("What did it get most wrong?", [], told)
 
 
-# --------------------------------------------------------------------------------------------- figures in words
+# ------------------------------------------------------------------------------------------- figures in words
 
 
 def mean(values: pd.Series, rows: pd.DataFrame) -> tuple[float, float]:
@@ -240,7 +250,7 @@ def numbers(groups: dict[str, pd.DataFrame]) -> str:
 
 
 def pm(value: float, error: float) -> str:
-    return f"{value:.3f} ± {error:.3f}"
+    return f"{value:.3f}" + f" ± {error:.3f}" * bool(np.isfinite(error))
 
 
 def verdict(value: float, error: float, words: str) -> str:

@@ -1,6 +1,6 @@
-"""Runs as train.py left them, or is leaving them: record, log, held-out rows with all that is known of them.
+"""Runs as train.py left them, or is leaving them: record, log, and held-out rows with what is known of them.
 
-    one = read_run("runs/ab", [])       one.events of log.jsonl so far; one.rows by id, None before the run's end
+    one = read_run("runs/ab", [])         one.events so far; one.rows by id, None before the run is finished
     judges_of([one], ["probs.csv"], []) name -> rows with p, from eval.parquet, ensembles and infer.py --probs
 
 Texts, languages and lengths come from the data files that the record names, by id, if those are still the
@@ -91,7 +91,7 @@ def know_rows_(one: Run, more: list[pd.DataFrame]) -> None:
 
 
 def judges_of(done: list[Run], probs: list[str], more: list[pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """name -> judged rows. The last is what the page is about: --probs, the ensemble, or the run as trained."""
+    """name -> judged rows. The last is what the page is about: --probs, the ensemble, or the only run."""
     judges, own = {}, [one.rows[OWN[one.record["order"]]] for one in done]
     for one in done:
         for order in sorted(OWN, key=one.record["order"].__eq__):  # the one that it was trained in is last
