@@ -22,6 +22,7 @@ from minarena.adapter import AdapterConfig, attach_adapter_, load_adapter_, read
 from minarena.batching import rows_of_step, steps_per_epoch
 from minarena.checkpoint import claim, open_log, restore_, save_checkpoint
 from minarena.config import TrainConfig, parse, run, say
+from minarena.console import describe, describe_data, plain_bars, report
 from minarena.data import file_record, row_weights, split, swapped
 from minarena.metrics import scores
 from minarena.model import (
@@ -32,26 +33,20 @@ from minarena.model import (
     load_backbone,
     residual_dtype,
 )
-from minarena.step import (
-    lr_at,
-    make_optimizer,
-    predict_first,
-    real_tokens,
-    seed_dropout,
-    train_step,
-    trainable,
-)
+from minarena.step import lr_at, make_optimizer, predict_first, real_tokens, seed_dropout, train_step
 from minarena.text import encode, load_tokenizer, pad_id, repaired
 from minarena.tiny import DEMO_LR, base_folder, demo_pairs
 
 
 def main(argv: list[str] | None = None) -> dict:
     config = parse(TrainConfig, argv, __doc__)
+    plain_bars()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     resolve(config, device)
     pairs, held_out = load_pairs(config)
     files = [file_record(path) for path in [*config.data, *filter(None, [config.eval_data])]]
     claim(config.out, asdict(config) | {"data_files": files, "rows": len(pairs)})
+    describe_data(config, pairs, held_out)
 
     pairs, held_out = repaired(pairs), repaired(held_out)
     model, adapter, tokenizer, dtype = build(config, device)
@@ -70,10 +65,14 @@ def main(argv: list[str] | None = None) -> dict:
     n, steps = len(pairs), config.epochs * steps_per_epoch(len(pairs), config.batch_size)
     done = restore_(config.out, model, optimizer) if config.resume else 0
     recomputed = checkpoint_layers_(model.model, budget, longest=max(map(len, rows)))
-    describe(config, model, n, held_out, rows, steps, budget, recomputed)
+    describe(config, model, rows, steps, budget, recomputed)
     log = open_log(config.out, done)
+    if config.log_to:
+        from minarena.track import also_to
+
+        log = also_to(config.log_to, log, config.out, asdict(config), done)
     tokens, start = 0, time.perf_counter()
-    bar = tqdm(range(done, steps), "train", initial=done, total=steps, unit="step")
+    bar = tqdm(range(done, steps), "train", initial=done, total=steps, unit="step", disable=None)
     for step in bar:
         # -------------------------------------------------------- one optimiser step
         step_start = time.perf_counter()
@@ -103,7 +102,9 @@ def main(argv: list[str] | None = None) -> dict:
         speed = step_tokens / (time.perf_counter() - step_start)
         log("step", step + 1, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed, 1))
         mean_speed = tokens / (time.perf_counter() - start)
-        bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, {mean_speed:,.0f} tokens/s")
+        bar.set_postfix_str(now := f"loss {loss:.4f}, lr {lr:.1e}, {mean_speed:,.0f} tokens/s")
+        if bar.disable and (step + 1) % -(-steps // 20) == 0:  # no terminal: twenty lines, not a bar
+            say(f"step {step + 1:,} of {steps:,}: {now}")
         if step + 1 < steps and config.eval_every and (step + 1) % config.eval_every == 0:
             log("eval", step + 1, **evaluate(model, held_out, eval_rows, computing)[0])
         if step + 1 == steps or (step + 1) % config.save_every == 0:
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> dict:
     result |= {"seconds": round(seconds, 2), "tokens_per_second": round(tokens / max(seconds, 1e-9), 1)}
     result |= {"peak_memory_gib": round(peak_bytes(device) / 2**30, 3)}
     result["eval"] = {**figures["mean" if config.order == "both" else config.order], **figures}
-    report(config, figures, len(held_out))
+    report(config, result, len(held_out))
     print(json.dumps(result))
     return result
 
@@ -196,39 +197,14 @@ def build(config: TrainConfig, device: torch.device):
     return model, adapter, tokenizer, dtype
 
 
-def describe(
-    config: TrainConfig, model, n: int, held_out, rows: list, steps: int, budget: int, recomputed: bool
-):
-    """The first screen: what is trained on what, for how long, and where it goes."""
-    device = next(model.parameters()).device
-    name = (
-        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    )
-    longest, most = max(map(len, rows)), sum(len(row) == config.max_length for row in rows)
-    cut = f"{most:,} rows as long as --max-length {config.max_length}, so perhaps without their start"
-    if config.truncation == "middle":
-        cut = f"the middle of each part of a row that is over --max-length {config.max_length} tokens"
-    say(
-        f"model     {config.model}, {config.dtype} on {name}",
-        f"trained   {sum(p.numel() for p in trainable(model)):,} parameters",
-        f"rows      {n:,} in order {config.order}: {real_tokens(rows):,} tokens, longest row {longest:,}",
-        f"cut       {cut}",
-        f"held out  {len(held_out):,} rows, evaluated in both orders",
-        f"steps     {steps:,} of {config.batch_size} rows in micro-batches of at most {budget:,} tokens",
-        f"output    {config.out}",
-    )
-    if recomputed:
-        say("layers    recomputed in the backward (checkpointing): their activations would not fit")
-
-
 def evaluate(model, held_out: pd.DataFrame, eval_rows: list, computing: dict) -> tuple[dict, pd.DataFrame]:
     """(scores of ab, ba and their mean, the table of eval.parquet). All are about the table's response_a."""
     p_ab = predict_first(model, eval_rows[0], label="evaluate ab", **computing)
     p_ba = 1 - predict_first(model, eval_rows[1], label="evaluate ba", **computing)
     table = held_out[["id", "label"]].assign(p_a_ab=p_ab, p_a_ba=p_ba, p_a=(p_ab + p_ba) / 2)
     columns = {"ab": "p_a_ab", "ba": "p_a_ba", "mean": "p_a"}
-    label = held_out["label"].to_numpy()
-    return {name: scores(label, table[column].to_numpy()) for name, column in columns.items()}, table
+    label, prompt = held_out["label"].to_numpy(), held_out["prompt"].to_numpy()
+    return {name: scores(label, table[column].to_numpy(), prompt) for name, column in columns.items()}, table
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -236,20 +212,6 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def report(config: TrainConfig, figures: dict, rows: int) -> None:
-    say(f"\n{rows} held-out rows    accuracy          log loss")
-    for name, s in figures.items():
-        cells = [
-            f"{s[k]:.4f} ± {s[k + '_se'] or float('nan'):.4f}"
-            for k in ("accuracy", "log_loss")
-            if s[k] is not None
-        ]
-        say(f"  order {name:13}  {'   '.join(cells)}" + "   (the order trained)" * (name == config.order))
-    if rows < 200:
-        say("Fewer than 200 held-out rows: the standard errors (±) say how little these figures tell.")
-    say(f"Next: python infer.py --adapter {config.out}" + " --data FILE" * bool(config.data))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from minarena.adapter import AdapterConfig, adapter_tensors, read_adapter, save_
 
 RECORDED = ("torch", "transformers", "bitsandbytes", "safetensors", "numpy", "pandas", "ftfy")
 # What a resumed run may change: nothing of it decides the result.
-FREE = {"out", "resume", "swap", "eval_every", "save_every", "token_budget", "versions", "commit"}
+FREE = {"out", "resume", "swap", "eval_every", "save_every", "token_budget", "log_to", "versions", "commit"}
 KEPT = 2  # newest checkpoints; the older of the two is for the case that the newer is damaged
 
 

@@ -12,6 +12,7 @@ import sys
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
+from importlib.util import find_spec
 from typing import Literal
 
 
@@ -74,6 +75,7 @@ class TrainConfig:
     eval_every: int | None = option(None, "steps between evaluations (default: at the end only)", "running")
     save_every: int = option(1000, "steps between checkpoints")
     resume: bool = option(False, "go on from the newest checkpoint in --out")
+    log_to: Literal["wandb", "tensorboard"] | None = option(None, "send the log there, too, if installed")
     seed: int = option(0xFACED, "of the order of rows, the initial weights and the dropout masks")
 
 
@@ -231,6 +233,8 @@ def train_contradiction(config: TrainConfig, typed: dict) -> str:
     fixed = [name for name in ("lora_r", "lora_alpha", "freeze_layers", "head") if name in typed]
     if config.init_adapter and fixed:
         return f"--init-adapter brings a rank, alpha, head of its own: drop --{fixed[0].replace('_', '-')}"
+    if config.log_to and find_spec(config.log_to) is None:
+        return f"--log-to {config.log_to}: not installed: pip install {config.log_to}"
     if config.eval_data and not config.data:
         return "--eval-data needs --data FILE: the demo pairs bring their own held-out part"
     return ""
@@ -249,11 +253,13 @@ def first_line(error: Exception) -> str:
 def run(main: Callable) -> None:
     """Call a command's main; what a user can cause (ValueError, OSError, bad numbers) ends in one line."""
     try:
-        main()
+        return main()
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
             raise  # torch's out-of-memory error, by name: this file imports nothing
         full = (
             "out of GPU memory: give a smaller --token-budget" if isinstance(error, RuntimeError) else error
         )
-        raise SystemExit(f"{sys.argv[0].rpartition('/')[2]}: {full}") from None
+        line = f"{sys.argv[0].rpartition('/')[2]}: {full}"
+    # Out here the frames of the error are gone, and with them any open bar: it has ended its line.
+    raise SystemExit(line)

@@ -74,13 +74,13 @@ def slope(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
     return xy / xx
 
 
-def standard_error(values: np.ndarray, prompt: np.ndarray | None = None) -> float:
-    """Of the mean of `values`, prompts taken as independent; without `prompt`, rows. nan for less than two.
+def standard_error(values: np.ndarray, prompt: np.ndarray) -> float:
+    """Of the mean of `values`, prompts taken as independent, rows of one prompt not; nan for less than two.
     Cameron & Miller 2015, https://doi.org/10.3368/jhr.50.2.317"""
-    each = np.arange(len(values)) if prompt is None else np.unique(prompt, return_inverse=True)[1]
-    sums = np.bincount(each, values - values.mean()) if len(values) else each
-    n = len(sums)
-    return float(np.sqrt(n / (n - 1) * (sums**2).sum()) / len(values)) if n > 1 else float("nan")
+    prompts, each = np.unique(prompt, return_inverse=True)
+    n = len(prompts)
+    off = np.bincount(each, values - values.mean()) if n > 1 else np.nan
+    return float(np.sqrt(n / max(n - 1, 1) * np.sum(off**2)) / max(len(values), 1))
 
 
 def bootstrap(figure: Callable, prompt: np.ndarray, draws: int = 500, seed: int = 0) -> tuple[float, float]:
@@ -92,15 +92,13 @@ def bootstrap(figure: Callable, prompt: np.ndarray, draws: int = 500, seed: int 
 
 
 def scores(label: np.ndarray, p: np.ndarray, prompt: np.ndarray | None = None) -> dict[str, float | None]:
-    """accuracy and log_loss with standard errors (`_se`); None where no row counts (JSON has no NaN)."""
+    """accuracy and log_loss with standard errors (`_se`); None where no row counts (JSON has no NaN). Without
+    prompt, rows are taken as independent."""
     prompt = np.arange(len(p)) if prompt is None else prompt
-    decided = prompt[label != 0.5]
+    right, loss = (correct(label, p), prompt[label != 0.5]), (cross_entropy(label, p), prompt)
     result = {}
-    for name, values, of in (
-        ("accuracy", correct(label, p), decided),
-        ("log_loss", cross_entropy(label, p), prompt),
-    ):
-        error = standard_error(values, of)
+    for name, (values, groups) in {"accuracy": right, "log_loss": loss}.items():
+        error = standard_error(values, groups)
         result[name] = float(values.mean()) if len(values) else None
         result[name + "_se"] = None if np.isnan(error) else error
     return result

@@ -15,6 +15,7 @@ import pandas as pd
 from torch import nn
 
 from minarena.adapter import load_adapter_
+from minarena.config import say
 from minarena.data import swapped
 from minarena.parts import PART, store_part, stored_part
 from minarena.step import predict_first
@@ -137,6 +138,7 @@ def one_pass(
             ids = encode(tokenizer, rows, max_length, truncation)
             label = f"{adapter.folder} {order}" + f", rows from {start:,}" * (len(shown) > PART)
             p = predict_first(model, ids, label=label, pad_id=pad_id(tokenizer), **computing)
+            say(f"{label}: {len(ids):,} rows done")
             store_part(folder, this, rows["id"], p)
         p_first.append(p)
     p = np.concatenate(p_first)

@@ -150,7 +150,7 @@ def predict_first(
     device = next(model.parameters()).device
     model.eval()
     p = np.full(len(rows), np.nan)
-    with tqdm(total=len(rows), desc=label, unit="row", disable=label is None, leave=False) as bar:
+    with tqdm(total=len(rows), desc=label, unit="row", disable=label is None or None, leave=False) as bar:
         for chosen in micro_batches([len(row) for row in rows], token_budget):
             input_ids, mask = collate([rows[i] for i in chosen], pad_id, device)
             with without_cudnn_attention(), autocast(device, dtype):

@@ -18,8 +18,8 @@ from conftest import REPOSITORY
 FLOORS = [
     ["config", "dist", "metrics", "data", "snip", "int8", "lora", "attention"],
     ["shards", "sources", "files", "text", "batching", "tiny", "adapter", "step"],
-    ["checkpoint", "parts", "merge", "convert", "model"],
-    ["predict", "pseudo", "report"],
+    ["checkpoint", "parts", "merge", "convert", "model", "console", "track"],
+    ["predict", "pseudo", "runs", "page", "report"],
 ]
 GROUND = FLOORS[0]
 ORDER = [name for floor in FLOORS for name in floor]
