@@ -92,8 +92,9 @@ def local_folder(name: str) -> str:
 
 def announce(source: Source, config: QuantizeConfig, device: torch.device) -> None:
     """What will happen, before it takes its time."""
-    size = sum(math.prod(shape) for shape in source.shapes.values())
-    say(f"model     {config.model}: {size:,} parameters, a matrix at a time on {device_name(device)}")
+    size = sum(math.prod(shape) for shape in source.shapes.values()) / 1e6
+    say(f"model     {config.model}, {size:,.1f} million parameters")
+    say(f"computed  a matrix at a time on {device_name(device)}")
     if source.merge.matrices or source.merge.replaced:
         trained_on = source.merge.config.get("base_model_name_or_path") or "an unnamed base"
         say(f"merging   {len(source.merge.matrices)} matrices of {config.adapter}, trained on {trained_on}")

@@ -257,9 +257,7 @@ def run(main: Callable) -> None:
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
             raise  # torch's out-of-memory error, by name: this file imports nothing
-        full = (
-            "out of GPU memory: give a smaller --token-budget" if isinstance(error, RuntimeError) else error
-        )
-        line = f"{sys.argv[0].rpartition('/')[2]}: {full}"
+        memory = "out of GPU memory: give a smaller --token-budget"
+        line = f"{sys.argv[0].rpartition('/')[2]}: {memory if isinstance(error, RuntimeError) else error}"
     # Out here the frames of the error are gone, and with them any open bar: it has ended its line.
     raise SystemExit(line)

@@ -25,8 +25,8 @@ def plain_bars() -> None:
 
 def by_language(table: pd.DataFrame) -> str:
     """` (301 English, 200 Chinese, 99 in 12 others)`; nothing where no language is known."""
-    counts = table["language"].value_counts() if "language" in table else []
-    named = [f"{counts[language]:,} {language}" for language in counts[:6].index] if len(counts) else []
+    counts = table.get("language", pd.Series(dtype=str)).value_counts()
+    named = [f"{count:,} {language}" for language, count in counts[:6].items()]
     named += [f"{counts[6:].sum():,} in {len(counts) - 6} others"] * (len(counts) > 6)
     return f" ({', '.join(named)})" * bool(named)
 
@@ -50,14 +50,15 @@ def describe(
     """What is trained, in how many steps of what size, and what memory it takes whatever the rows."""
     device, learnt = next(model.parameters()).device, sum(p.numel() for p in trainable(model))
     tensors = [*model.parameters(), *model.buffers()]
-    size, held = sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
+    size, held = sum(t.numel() for t in tensors) - learnt, sum(t.numel() * t.element_size() for t in tensors)
     held += learnt * (4 + (2 if device.type == "cuda" else 8))  # gradient, and AdamW's two moments
     longest, most = max(map(len, rows)), sum(len(row) == config.max_length for row in rows)
     cut = f"{most:,} rows as long as --max-length {config.max_length}, so perhaps without their start"
     if config.truncation == "middle":
         cut = f"the middle of each part of a row that is over --max-length {config.max_length} tokens"
     say(
-        f"model     {config.model}: {size:,} numbers, {config.dtype} on {device_name(device)}",
+        f"model     {config.model}, {size / 1e6:,.1f} million parameters",
+        f"computed  in {config.dtype} on {device_name(device)}",
         f"trained   {learnt:,} parameters",
         f"memory    {held / 2**30:.2g} GiB for weights, gradients and AdamW; a micro-batch comes on top",
         f"tokens    {real_tokens(rows):,}, longest row {longest:,}",

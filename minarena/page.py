@@ -34,7 +34,7 @@ def styled():
 def axes(x: str, y: str, height: float = 2.7, **limits) -> Axes:
     """Empty axes, height in inches; a figure is as wide as a phone and never scaled down."""
     ax = Figure(figsize=(4, height), layout="constrained").subplots()
-    ax.set(xlabel=x, ylabel=y, **limits)
+    ax.set(xlabel=short(x, 50), ylabel=short(y, 40), **limits)
     return ax
 
 
@@ -44,15 +44,22 @@ def forest(x: str, figures: dict[str, tuple[float, float]], line: float) -> Axes
     values, errors = np.array([*figures.values()]).T
     rows = -np.arange(len(figures))
     ax.errorbar(values, rows, xerr=2 * errors, fmt="o", color=COLOURS[0], markersize=5)
-    ax.set_yticks(rows, [name if len(name) < 30 else f"{name[:13]}…{name[-15:]}" for name in figures])
+    ax.set_yticks(rows, [short(name, 28) for name in figures])
     ax.axvline(line, color=FAINT, linestyle=":")
     return ax
 
 
 def named(ax: Axes) -> Axes:
     """With the names of what is drawn above it, where they hide nothing."""
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, markerscale=1.5, borderaxespad=0)
+    lines, names = ax.get_legend_handles_labels()
+    names = [short(name, 40) for name in names]
+    where = dict(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, markerscale=1.5)
+    ax.legend(lines, names, ncols=1 if max(map(len, names)) > 16 else 2, **where)
     return ax
+
+
+def short(name: str, most: int) -> str:
+    return plain(name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 :]}")
 
 
 def picture(ax: Axes, said: str) -> str:

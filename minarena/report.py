@@ -59,6 +59,8 @@ def main(argv: list[str] | None = None) -> dict:
             known = rows[rows["prompt"].notna()]
             sections += [length(name, known), weak(known)] if len(known) >= SMALL else []
             sections += [] if config.no_texts else [worst(done, name, rows)]
+        else:
+            sections.append(section("The rest comes with held-out probabilities, when a run has ended.", []))
         write_text(page([f"{one.name}: {about(one)}" for one in runs], sections), Path(config.out))
     result = {"out": config.out, "runs": config.runs, "rows": {name: len(r) for name, r in judges.items()}}
     print(json.dumps(result))
@@ -238,7 +240,8 @@ def mean(values: pd.Series, rows: pd.DataFrame) -> tuple[float, float]:
 
 def parts(values: pd.Series, rows: pd.DataFrame, number: int) -> list[pd.DataFrame]:
     """The rows with the lowest values, the next, ...: about as many in each part."""
-    return [part for _, part in rows.groupby(pd.qcut(values, number, labels=False, duplicates="drop"))]
+    of_row = pd.qcut(values, number, labels=False, duplicates="drop").fillna(0)  # equal values: one part
+    return [part for _, part in rows.groupby(of_row)]
 
 
 def numbers(groups: dict[str, pd.DataFrame]) -> str:

@@ -10,6 +10,7 @@ demo: what the README's three demo commands left behind (the slowest thing here:
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and there is none here"))
+        if item.get_closest_marker("browser") and not (
+            shutil.which("chromium") and shutil.which("chromedriver")
+        ):
+            item.add_marker(pytest.mark.skip(reason="needs chromium and chromedriver, and they are not here"))
     items.sort(key=lambda item: "demo" in getattr(item, "fixturenames", ()))  # by then the demo has run
 
 
