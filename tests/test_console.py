@@ -3,8 +3,8 @@
 by_language(table)         ` (301 English, 200 Chinese, 99 in 12 others)`
 train.py --log-to NAME     the numbers of log.jsonl, in TensorBoard or Weights & Biases, too
 
-Compared with: counts by hand, what the demo really wrote into a file, and log.jsonl itself, which TensorBoard's
-reader reads back; Weights & Biases is played by a class of two lines.
+Compared with: counts by hand, what the demo really wrote into a file, and log.jsonl itself, which TensorBoard
+reads back with its own reader; Weights & Biases is played by a class of two lines.
 """
 
 import importlib.machinery
