@@ -160,24 +160,19 @@ def position(done: list[Run]) -> str:
 
 def length(name: str, rows: pd.DataFrame) -> str:
     a, b = (np.log2(rows[column].str.len() + 1) for column in TEXTS[1:])  # characters
-    ax, ratio, said = axes("log2(length of a / length of b)", "P(a wins)"), a - b, []
+    ax, ratio, found = axes("log2(length of a / length of b)", "P(a wins)"), a - b, []
     six = parts(ratio, rows, 6)
     for colour, column, who in ((COLOURS[1], "label", "people"), (COLOURS[0], "p", name)):
         y, error = np.array([mean(some[column], some) for some in six]).T
         x = [ratio[some.index].mean() for some in six]
         ax.errorbar(x, y, 2 * error, fmt="o-", color=colour, markersize=4, label=who)
         for figure in (metrics.slope, metrics.correlation):
-            draw = lambda w, f=figure, y=rows[column]: f(ratio, y, w)  # noqa: E731
-            said.append(pm(*metrics.bootstrap(draw, rows["group"])))
+            drawn = metrics.bootstrap(lambda w, f=figure, y=rows[column]: f(ratio, y, w), rows["group"])
+            found.append(pm(*drawn))
     more = metrics.bootstrap(lambda w: metrics.slope(ratio, rows["p"] - rows["label"], w), rows["group"])
-    how = verdict(
-        *more,
-        "leans more on length than people|leans less on length than people|leans on length as people do",
-    )
-    said = (
-        f"{name} {how}: where a gets twice as long its P(a wins) rises by {said[2]}, people's by {said[0]}. "
-    )
-    said += f"Correlations: {said[3]} and {said[1]}."
+    words = "leans on length more than people|leans on length less than people|leans on length as people do"
+    said = f"{name} {verdict(*more, words)}: where a gets twice as long its P(a wins) rises by {found[2]}, "
+    said += f"people's by {found[0]}. Correlations: {found[3]} and {found[1]}."
     groups = {}
     for some in parts(abs(ratio), rows, 4):
         groups[f"to {2 ** abs(ratio[some.index]).max():.1f} times as long"] = some

@@ -118,6 +118,12 @@ def test_the_figures_are_those_of_scikit_learn_for_each_order_and_the_ensemble(t
     half = table["response_a"].str.len() == table["response_b"].str.len()
     rule = np.where(half, 0.5, longer == table["label"]).mean()
     assert any(f"the rule that the longer answer wins: {rule:.3f} ± " in sentence for sentence in said)
+    ratio = np.log2((table["response_a"].str.len() + 1) / (table["response_b"].str.len() + 1))
+    expected = [np.corrcoef(ratio, y)[0, 1] for y in (ensemble, table["label"])]
+    (sentence,) = [sentence for sentence in said if "Correlations" in sentence]
+    assert re.search(r"Correlations: {:.3f} ± .* and {:.3f} ± ".format(*expected), sentence)
+    rises = [np.polyfit(ratio, y, 1)[0] for y in (ensemble, table["label"])]
+    assert re.search(r"rises by {:.3f} ± .*people's by {:.3f} ± ".format(*rises), sentence)
 
 
 @pytest.mark.parametrize(
