@@ -18,11 +18,12 @@ import torch
 from tqdm import tqdm
 
 from minarena.config import InferConfig, parse, run, say
+from minarena.console import by_language, device_name, plain_bars
 from minarena.data import file_record
 from minarena.files import read_pairs
 from minarena.folders import check_folder
 from minarena.metrics import scores
-from minarena.model import PreferenceModel, default_dtype, load_backbone, residual_dtype, take_fast_path_
+from minarena.model import PreferenceModel, default_dtype, load_backbone, residual_dtype
 from minarena.parts import PART, open_parts, write_whole
 from minarena.predict import TrainedAdapter, find_adapter, passes, predict_pairs
 from minarena.pseudo import check, distilled, unlabelled, write_labels
@@ -32,6 +33,7 @@ from minarena.tiny import base_folder, demo_pairs
 
 def main(argv: list[str] | None = None) -> dict:
     config = parse(InferConfig, argv, __doc__)
+    plain_bars()
     if config.pseudo or config.distill or config.exclude or config.pseudo_threshold is not None:
         check(config)
     out = config.pseudo or config.out
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> dict:
     if parts:
         shutil.rmtree(parts)
     if table["label"].notna().all():
-        result |= scores(table["label"].to_numpy(), p)
+        result |= scores(table["label"].to_numpy(), p, table["prompt"].to_numpy())
         for name in ("accuracy", "log_loss"):
             if result[name] is not None:
                 say(f"{name:9} {result[name]:.4f} ± {result[name + '_se'] or float('nan'):.4f}")
@@ -88,6 +90,12 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
     dtype = names.get(config.dtype, default_dtype(device, training=False))
 
     table = unlabelled(config) if config.pseudo else load_rows(config, base)
+    say(
+        f"rows      {len(table):,}{by_language(table)}",
+        f"passes    {', '.join(done(adapters, config))}",
+        f"model     {base}, {str(dtype).removeprefix('torch.')} on {device_name(device)}",
+        f"output    {out}",
+    )
     parts = None
     if len(table) > PART:
         made_by = [[adapter.order, weights_record(adapter)] for adapter in adapters]
@@ -99,7 +107,10 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
         backbone = load_backbone(folder, device, dtype, matmul=matmul)
     check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
     model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
-    take_fast_path_(model, config.fast, dtype)
+    if config.fast == "on" and device.type == "cuda":
+        from minarena.fast import take_fast_path_
+
+        take_fast_path_(model, dtype)
     texts = repaired(table)
     start = time.perf_counter()
     p_a = predict_pairs(

@@ -22,6 +22,7 @@ from torch import nn
 from minarena.batching import collate
 from minarena.checkpoint import RECORDED, commit
 from minarena.config import QuantizeConfig, parse, run, say
+from minarena.console import device_name, plain_bars
 from minarena.convert import (
     Source,
     bytes_to_write,
@@ -43,13 +44,14 @@ TEXTS = 8  # generated pairs that the hidden states are compared on
 
 def main(argv: list[str] | None = None) -> dict:
     config = parse(QuantizeConfig, argv, __doc__)
+    plain_bars()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
     with base_folder(config.model) as name:
         source = open_source(name, config.adapter, config.labels)
         if source.is_8bit() and not config.adapter and source.head == "base":
             raise ValueError(f"--model {config.model} is quantized already: nothing to do without --adapter")
-        announce(source, config)
+        announce(source, config, device)
         with set_aside(config.out, bytes_to_write(source)) as aside:
             errors = convert(source, aside, config.seed, device)
             seconds = time.perf_counter() - start
@@ -74,8 +76,11 @@ def main(argv: list[str] | None = None) -> dict:
     return result
 
 
-def announce(source: Source, config: QuantizeConfig) -> None:
+def announce(source: Source, config: QuantizeConfig, device: torch.device) -> None:
     """What will happen, before it takes its time."""
+    size = sum(math.prod(shape) for shape in source.shapes.values()) / 1e6
+    say(f"model     {config.model}, {size:,.1f} million parameters")
+    say(f"computed  a matrix at a time on {device_name(device)}")
     if source.merge.matrices or source.merge.replaced:
         trained_on = source.merge.config.get("base_model_name_or_path") or "an unnamed base"
         say(f"merging   {len(source.merge.matrices)} matrices of {config.adapter}, trained on {trained_on}")
@@ -84,6 +89,7 @@ def announce(source: Source, config: QuantizeConfig) -> None:
         say("          the float base, if there is one, is the better --model")
     heads = {"new": "a new linear one", "base": "the base's own", "adapter": "the adapter's"}
     say(f"head      {heads[source.head]}, {config.labels} labels (train.py brings its own)")
+    say(f"output    {config.out}, {bytes_to_write(source) / 1e9:.2f} GB")
 
 
 def fits(source: Source, device: torch.device) -> bool:

@@ -23,25 +23,25 @@ from minarena.adapter import AdapterConfig, attach_adapter_, load_adapter_, read
 from minarena.batching import rows_of_step, steps_per_epoch
 from minarena.checkpoint import claim, finish, log_event, save_checkpoint
 from minarena.config import TrainConfig, parse, run, say
+from minarena.console import describe, describe_data, plain_bars, report
 from minarena.data import file_record, row_weights, split, swapped
 from minarena.memory import within_memory_
 from minarena.metrics import scores
 from minarena.model import (
     PreferenceModel,
     default_dtype,
-    fit_layers_,
     load_backbone,
     residual_dtype,
-    take_fast_path_,
 )
 from minarena.signals import stop_requests
-from minarena.step import lr_at, make_optimizer, predict_first, real_tokens, train_step, trainable
+from minarena.step import lr_at, make_optimizer, predict_first, real_tokens, train_step
 from minarena.text import check_vocabulary, encode, load_tokenizer, pad_id, repaired
 from minarena.tiny import DEMO_LR, base_folder, demo_pairs
 
 
 def main(argv: list[str] | None = None) -> dict:
     config = parse(TrainConfig, argv, __doc__)
+    plain_bars()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     resolve(config, device)
     pairs, held_out = load_pairs(config)
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> dict:
         compare(config.out, record)
     else:
         claim(config.out, record)
+    describe_data(config, pairs, held_out)
 
     pairs, held_out = repaired(pairs), repaired(held_out)
     model, adapter, tokenizer, dtype = build(config, device)
@@ -72,13 +73,20 @@ def main(argv: list[str] | None = None) -> dict:
     pairs, shown = pairs[["id"]], None  # texts are no longer needed, and of 600,000 rows they are gigabytes
     n, steps = len(pairs), config.epochs * steps_per_epoch(len(pairs), config.batch_size)
     done = restore_(config.out, model, optimizer) if config.resume else 0
-    recomputed = fit_layers_(model, budget, longest=max(map(len, rows)))
-    describe(config, model, n, held_out, rows, steps, budget, recomputed)
+    if device.type == "cuda":
+        from minarena.fast import fit_layers_
+
+        fit_layers_(model, budget, longest=max(map(len, rows)))
+    describe(config, model, rows, steps, budget)
     log = partial(log_event, config.out)
+    if config.log_to:
+        from minarena.track import also_to
+
+        log = also_to(config.log_to, log, config.out, asdict(config), done)
     parts = {"model": model, "optimizer": optimizer, "config": adapter, "base": config.model}
     save = partial(save_checkpoint, config.out, **parts)
     tokens, saved, start = 0, done, time.perf_counter()
-    bar = tqdm(range(done, steps), "train", initial=done, total=steps, unit="step")
+    bar = tqdm(range(done, steps), "train", initial=done, total=steps, unit="step", disable=None)
     with stop_requests() as signals:
         for step in bar:
             # -------------------------------------------------------- one optimiser step
@@ -103,7 +111,9 @@ def main(argv: list[str] | None = None) -> dict:
             speed = step_tokens / (time.perf_counter() - step_start)
             log("step", step + 1, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed, 1))
             mean_speed = tokens / (time.perf_counter() - start)
-            bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, {mean_speed:,.0f} tokens/s")
+            bar.set_postfix_str(now := f"loss {loss:.4f}, lr {lr:.1e}, {mean_speed:,.0f} tokens/s")
+            if bar.disable and (step + 1) % -(-steps // 20) == 0:  # no terminal: twenty lines, not a bar
+                say(f"step {step + 1:,} of {steps:,}: {now}")
             if step + 1 < steps and config.eval_every and (step + 1) % config.eval_every == 0:
                 log("eval", step + 1, **evaluate(model, held_out, eval_rows, computing)[0])
             if signals or step + 1 == steps or (step + 1) % config.save_every == 0:
@@ -121,7 +131,7 @@ def main(argv: list[str] | None = None) -> dict:
     result |= {"seconds": round(seconds, 2), "tokens_per_second": round(tokens / max(seconds, 1e-9), 1)}
     result |= {"peak_memory_gib": round(peak_bytes(device) / 2**30, 3)}
     result["eval"] = {**figures["mean" if config.order == "both" else config.order], **figures}
-    report(config, figures, len(held_out))
+    report(config, result, len(held_out))
     print(json.dumps(result))
     return result
 
@@ -187,11 +197,13 @@ def build(config: TrainConfig, device: torch.device):
         backbone = load_backbone(folder, device, dtype, matmul=config.matmul)
     check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
     model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
+    if config.fast == "on" and device.type == "cuda":
+        from minarena.fast import take_fast_path_
+
+        take_fast_path_(model, dtype)
     dropouts = {"dropout": config.lora_dropout, "head_dropout": config.head_dropout}
     if config.init_adapter:
-        adapter = load_adapter_(model, config.init_adapter, **dropouts)
-        take_fast_path_(model, config.fast, dtype)
-        return model, adapter, tokenizer, dtype
+        return model, load_adapter_(model, config.init_adapter, **dropouts), tokenizer, dtype
     adapter = AdapterConfig(
         r=config.lora_r,
         alpha=config.lora_alpha,
@@ -200,35 +212,7 @@ def build(config: TrainConfig, device: torch.device):
         **dropouts,
     )
     attach_adapter_(model, adapter, config.seed)
-    take_fast_path_(model, config.fast, dtype)
     return model, adapter, tokenizer, dtype
-
-
-def describe(
-    config: TrainConfig, model, n: int, held_out, rows: list, steps: int, budget: int, recomputed: int
-):
-    """The first screen: what is trained on what, for how long, and where it goes."""
-    device = next(model.parameters()).device
-    name = (
-        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    )
-    longest, most = max(map(len, rows)), sum(len(row) == config.max_length for row in rows)
-    cut = f"{most:,} rows as long as --max-length {config.max_length}, so perhaps without their start"
-    if config.truncation == "middle":
-        cut = f"the middle of each part of a row that is over --max-length {config.max_length} tokens"
-    say(
-        f"model     {config.model}, {config.dtype} on {name}",
-        f"trained   {sum(p.numel() for p in trainable(model)):,} parameters",
-        f"rows      {n:,} in order {config.order}: {real_tokens(rows):,} tokens, longest row {longest:,}",
-        f"cut       {cut}",
-        f"held out  {len(held_out):,} rows, evaluated in both orders",
-        f"steps     {steps:,} of {config.batch_size} rows in micro-batches of at most {budget:,} tokens",
-        f"output    {config.out}",
-    )
-    if recomputed:
-        say(
-            f"layers    {recomputed} recomputed in the backward (checkpointing): they would not fit otherwise"
-        )
 
 
 def evaluate(model, held_out: pd.DataFrame, eval_rows: list, computing: dict) -> tuple[dict, pd.DataFrame]:
@@ -237,8 +221,8 @@ def evaluate(model, held_out: pd.DataFrame, eval_rows: list, computing: dict) ->
     p_ba = 1 - predict_first(model, eval_rows[1], label="evaluate ba", **computing)
     table = held_out[["id", "label"]].assign(p_a_ab=p_ab, p_a_ba=p_ba, p_a=(p_ab + p_ba) / 2)
     columns = {"ab": "p_a_ab", "ba": "p_a_ba", "mean": "p_a"}
-    label = held_out["label"].to_numpy()
-    return {name: scores(label, table[column].to_numpy()) for name, column in columns.items()}, table
+    label, prompt = held_out["label"].to_numpy(), held_out["prompt"].to_numpy()
+    return {name: scores(label, table[column].to_numpy(), prompt) for name, column in columns.items()}, table
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -246,20 +230,6 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def report(config: TrainConfig, figures: dict, rows: int) -> None:
-    say(f"\n{rows} held-out rows    accuracy          log loss")
-    for name, s in figures.items():
-        cells = [
-            f"{s[k]:.4f} ± {s[k + '_se'] or float('nan'):.4f}"
-            for k in ("accuracy", "log_loss")
-            if s[k] is not None
-        ]
-        say(f"  order {name:13}  {'   '.join(cells)}" + "   (the order trained)" * (name == config.order))
-    if rows < 200:
-        say("Fewer than 200 held-out rows: the standard errors (±) say how little these figures tell.")
-    say(f"Next: python infer.py --adapter {config.out}" + " --data FILE" * bool(config.data))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def longer_wins(table: pd.DataFrame) -> dict[str, float]:
     right = np.where(a == b, 0.5, (a > b) == (table["label"].to_numpy() > 0.5))
     return {
         "accuracy": float(right.mean()),
-        "accuracy_se": standard_error(right),
+        "accuracy_se": standard_error(right, table["prompt"].to_numpy()),
         "equally_long": int((a == b).sum()),
     }
 

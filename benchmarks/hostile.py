@@ -59,14 +59,14 @@ def main(argv: list[str] | None = None) -> dict:
     def predicted(rows: pd.DataFrame) -> np.ndarray:
         return predict_pairs(model, tokenizer, rows, adapters, **how).loc[table["id"]].to_numpy()
 
-    before, figures = predicted(table), {}
+    before, prompt, figures = predicted(table), table["prompt"].to_numpy(), {}
     label = table["label"].fillna(0.5).to_numpy()  # a tie counts for no accuracy, an unknown winner no more
     result = {"rows": len(table), "accuracy": scores(label, before)["accuracy"]}
     for name, suffix in suffixes(tokenizer).items():
         for side, other in (("response_a", "response_b"), ("response_b", "response_a")):
             ends = table[other].map(suffix) if callable(suffix) else suffix
             after = predicted(table.assign(**{side: table[side] + "\n\n" + ends}))
-            figures[f"{name} {side[-1]}"] = found = change(before, after)
+            figures[f"{name} {side[-1]}"] = found = change(before, after, prompt)
             found["accuracy"] = scores(label, after)["accuracy"]
             moved = f"{found['moved']:+.4f} ± {found['moved_se']:.4f}"
             say(f"{name:9} at the end of {side}: P(response_a) moves by {moved}")
@@ -89,12 +89,12 @@ def suffixes(tokenizer) -> dict:
     }
 
 
-def change(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
-    """Of P(response_a), both (rows,): the mean change, that of its size, the share of changed verdicts."""
+def change(before: np.ndarray, after: np.ndarray, prompt: np.ndarray) -> dict[str, float]:
+    """Of P(response_a), all (rows,): the mean change, that of its size, the share of changed verdicts."""
     moves = {"moved": after - before, "moved_abs": np.abs(after - before)}
     moves["flipped"] = ((after > 0.5) != (before > 0.5)).astype(float)
     means = {name: round(float(values.mean()), 5) for name, values in moves.items()}
-    return means | {f"{name}_se": round(standard_error(values), 5) for name, values in moves.items()}
+    return means | {f"{name}_se": round(standard_error(values, prompt), 5) for name, values in moves.items()}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -20,7 +20,8 @@ import torch
 from benchmarks import random_base as base
 from benchmarks.train_speed import SEED, preference_model, write_profile
 from minarena.adapter import AdapterConfig, attach_adapter_
-from minarena.model import default_dtype, take_fast_path_
+from minarena.fast import take_fast_path_
+from minarena.model import default_dtype
 from minarena.step import batches, predict_first, real_tokens
 
 
@@ -30,7 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     dtype = names.get(options.dtype) or default_dtype(device, training=False)
     model = preference_model(options.shape, device, dtype, options.matmul)
-    take_fast_path_(model, options.fast, dtype)
+    if options.fast == "on":
+        take_fast_path_(model, dtype)
     rows = base.random_rows(options.rows, model.model.config.vocab_size, SEED, options.max_length)
     computing = {"token_budget": options.token_budget, "pad_id": 0, "dtype": dtype}
 

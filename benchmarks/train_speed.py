@@ -20,8 +20,9 @@ import torch
 
 from benchmarks import random_base as base
 from minarena.adapter import AdapterConfig, attach_adapter_
+from minarena.fast import fit_layers_, take_fast_path_
 from minarena.int8 import use_dequantized_
-from minarena.model import PreferenceModel, default_dtype, fit_layers_, residual_dtype, take_fast_path_
+from minarena.model import PreferenceModel, default_dtype, residual_dtype
 from minarena.step import batches, make_optimizer, real_tokens, seed_dropout, train_step, trainable
 
 SEED = 0xFACED
@@ -35,11 +36,12 @@ def main(argv: list[str] | None = None) -> None:
     model = preference_model(options.shape, device, dtype, options.matmul, options.layers)
     off = options.dropout == "off"
     attach_adapter_(model, AdapterConfig(dropout=0.05 * (not off), head_dropout=0.1 * (not off)), SEED)
-    take_fast_path_(model, options.fast, dtype)
+    if options.fast == "on":
+        take_fast_path_(model, dtype)
     optimizer = make_optimizer(model, 0.0)
     base.wait()
     made = time.perf_counter() - start
-    recomputed = recompute_(model, options)
+    recompute_(model, options)
 
     count = (options.warmup + options.steps + 1) * options.batch_size  # rows; one step more for --profile
     rows = base.random_rows(count, model.model.config.vocab_size, SEED, options.max_length)
@@ -75,7 +77,11 @@ def main(argv: list[str] | None = None) -> None:
         "micro_batches_a_step": round(len(cut) / options.steps, 2),
     }
     result |= {"peak_gib": base.peak_gib(), "first_step_seconds": round(warmup[0][1], 2)}
-    result |= {"fast": bool(model.fast), "recomputed_layers": recomputed, "making_seconds": round(made, 2)}
+    result |= {
+        "fast": bool(model.fast),
+        "recomputed_layers": model.recomputed,
+        "making_seconds": round(made, 2),
+    }
     result |= {"trainable": sum(p.numel() for p in trainable(model))}
     if options.losses:
         Path(options.losses).write_text(json.dumps(losses))
@@ -112,15 +118,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def recompute_(model: PreferenceModel, options: argparse.Namespace) -> int:
+def recompute_(model: PreferenceModel, options: argparse.Namespace) -> None:
     """Layers that are computed again in the backward: train.py's choice, or all, or none."""
-    layers = model.model.config.num_hidden_layers
-    if options.recompute == "auto":
-        return fit_layers_(model, options.token_budget, options.max_length)
-    model.recomputed = layers if options.recompute == "all" else 0
-    if model.recomputed and not model.fast:
-        model.model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.recomputed
+    if options.recompute == "auto" and torch.cuda.is_available():
+        fit_layers_(model, options.token_budget, options.max_length)
+    if options.recompute == "all":
+        model.recomputed = model.model.config.num_hidden_layers
+        if not model.fast:
+            model.model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def preference_model(

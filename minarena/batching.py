@@ -8,7 +8,6 @@ Everything is a function of its arguments: step 1,234 can be asked for without t
 why a run can be resumed with no state of a data loader.
 """
 
-import heapq
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,48 +56,3 @@ def collate(
         ids[i, T - len(row) :] = row
         mask[i, T - len(row) :] = 1
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-
-
-def balanced(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
-    """Positions in `lengths` (tokens a row), dealt to micro-batches of about equally many tokens.
-
-    For packed rows: nothing is padded, so a micro-batch may hold rows of any lengths. As few micro-batches as
-    keep within the budget (a longer row is alone); the longest row goes first, each to the micro-batch that
-    has fewest tokens (Graham 1969's LPT rule).
-    """
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    least = min(len(lengths), -(-int(sum(lengths)) // token_budget))
-    for count in range(least, len(lengths) + 1):
-        batches: list[list[int]] = [[] for _ in range(count)]
-        loads = [(0, number) for number in range(count)]  # (tokens, micro-batch): a heap
-        for i in order:
-            tokens, number = loads[0]
-            batches[number].append(i)
-            heapq.heapreplace(loads, (tokens + int(lengths[i]), number))
-        if all(tokens <= token_budget or len(batches[number]) == 1 for tokens, number in loads):
-            break
-    return [np.array(batch) for batch in batches if batch]
-
-
-def collate_packed(
-    rows: Sequence[np.ndarray], device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
-    """Rows one after the other: ids (N,), positions (N,), last (B,), ends (B + 1,), and tokens of each row.
-
-    last: where each row's last real token is (B at least 2: a single row stands there twice, for a batch of
-    one would be a graph of its own). ends: 0 and the running sum of the rows' tokens, int32. Rows are filled
-    up to a multiple of 8 tokens, after their end, where nothing that is used looks: so all matrices of a row
-    begin at a multiple of 16 bytes, without which a GPU's products are slow.
-    """
-    lengths = [-(-len(row) // 8) * 8 for row in rows]
-    ends = np.cumsum([0, *lengths])
-    ids, positions = np.zeros((2, ends[-1]), dtype=np.int64)
-    for row, start, length in zip(rows, ends, lengths, strict=False):
-        ids[start : start + len(row)] = row
-        positions[start : start + length] = np.arange(length)
-    last = np.resize(ends[:-1] + [len(row) - 1 for row in rows], max(2, len(rows)))
-    tensors = [torch.from_numpy(x) for x in (ids, positions, last, ends.astype(np.int32))]
-    if torch.device(device).type == "cuda":  # from pinned memory the copy does not wait for the GPU
-        tensors = [tensor.pin_memory() for tensor in tensors]
-    ids, positions, last, ends = (tensor.to(device, non_blocking=True) for tensor in tensors)
-    return ids, positions, last, ends, lengths

@@ -12,6 +12,7 @@ import sys
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
+from importlib.util import find_spec
 from typing import Literal
 
 
@@ -75,6 +76,7 @@ class TrainConfig:
     eval_every: int | None = option(None, "steps between evaluations (default: at the end only)", "running")
     save_every: int = option(1000, "steps between checkpoints")
     resume: bool = option(False, "go on from the newest checkpoint in --out")
+    log_to: Literal["wandb", "tensorboard"] | None = option(None, "send the log there, too, if installed")
     seed: int = option(0xFACED, "of the order of rows, the initial weights and the dropout masks")
 
 
@@ -161,7 +163,8 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
         if hints[f.name] is not bool and f.default not in (None, "", MISSING):
             text += f" (default: {hex(f.default) if f.name == 'seed' else f.default})"
         keywords = {"help": text, "default": argparse.SUPPRESS} | value_keywords(hints[f.name])
-        section.add_argument("--" + f.name.replace("_", "-"), **keywords)
+        needed = f.default is MISSING and f.default_factory is MISSING  # such a field is typed without a name
+        section.add_argument(f.name if needed else "--" + f.name.replace("_", "-"), **keywords)
 
 
 def value_keywords(hint) -> dict:
@@ -232,6 +235,8 @@ def train_contradiction(config: TrainConfig, typed: dict) -> str:
     fixed = [name for name in ("lora_r", "lora_alpha", "freeze_layers", "head") if name in typed]
     if config.init_adapter and fixed:
         return f"--init-adapter brings a rank, alpha, head of its own: drop --{fixed[0].replace('_', '-')}"
+    if config.log_to and find_spec(config.log_to) is None:
+        return f"--log-to {config.log_to}: not installed: pip install {config.log_to}"
     if config.eval_data and not config.data:
         return "--eval-data needs --data FILE: the demo pairs bring their own held-out part"
     return ""
@@ -256,12 +261,14 @@ def run(main: Callable, again: str = "nothing was written") -> None:
     """
     name = sys.argv[0].rpartition("/")[2]
     try:
-        main()
+        return main()
     except KeyboardInterrupt:
         say(f"\n{name}: stopped; {again}")
-        raise SystemExit(130) from None
+        end = 130
     except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
         full = type(error).__name__ == "OutOfMemoryError"  # torch's, by name: this file imports nothing
         if isinstance(error, RuntimeError) and not full:
             raise
-        raise SystemExit(f"{name}: {first_line(error) if full else error}") from None
+        end = f"{name}: {first_line(error) if full else error}"
+    # Out here the frames of the error are gone, and with them any open bar: it has ended its line.
+    raise SystemExit(end)

@@ -202,7 +202,7 @@ def convert(
         source.config.pad_token_id = pad_id(tokenizer)
     errors: dict[str, float] = {}
     shards = cut_into_shards((layouts_of(source, name) for name in source.shapes), SHARD_BYTES)
-    with tqdm(total=bytes_to_write(source), desc="quantize", unit="B", unit_scale=True) as bar:
+    with tqdm(total=bytes_to_write(source), desc="quantize", unit="B", unit_scale=True, disable=None) as bar:
         for file, layouts in shards.items():
             names = [layout.name for layout in layouts if layout.name in source.shapes]
             write_shard(into / file, layouts, converted(source, names, seed, device, errors, bar))

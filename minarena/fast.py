@@ -25,9 +25,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from minarena.attention import packed_attention
-from minarena.batching import collate_packed
+from minarena.config import say
 from minarena.int8 import Int8Linear
 from minarena.lora import PROJECTIONS, LoRALinear
+from minarena.packing import balanced, collate_packed
 
 FAMILIES = ("gemma2", "gemma3_text", "llama", "qwen2")
 
@@ -57,22 +58,45 @@ def use_fast_path_(model: nn.Module) -> None:
     partitioner.ban_recompute_used_far_apart = False
     partitioner.ban_recompute_long_fusible_chains = False
     partitioner.ban_recompute_materialized_backward = False
-    model.fast = packed_logits
+    model.fast = balanced, packed_logits
 
 
-def recomputed_layers(backbone: nn.Module, tokens: int) -> int:
-    """How many layers must be computed again in the backward for a micro-batch of `tokens` to fit.
+def take_fast_path_(model: nn.Module, dtype: torch.dtype) -> None:
+    """use_fast_path_ where it can be taken; elsewhere a line says why not, and all stays as it is."""
+    reason = why_not(model.model, dtype)
+    if reason:
+        say(f"fast path off: {reason}")
+    else:
+        use_fast_path_(model)
 
-    An estimate from what a layer keeps, against the memory that is free.
+
+def fit_layers_(model: nn.Module, tokens: int, longest: int) -> None:
+    """Set how many layers are recomputed in the backward, where a training step would not fit into the GPU.
+
+    tokens: of a micro-batch, in rows of at most `longest` tokens. Chen et al. 2016,
+    https://arxiv.org/abs/1604.06174. The estimates are rough: they decide, they promise nothing.
     """
-    config = backbone.config
-    D = backbone.layers[0].self_attn.head_dim
+    backbone, free = model.model, torch.cuda.mem_get_info()[0]
+    config, tokens = backbone.config, max(tokens, longest)
+    if model.fast:
+        model.recomputed = recomputed_layers(backbone, tokens, free)
+        return
+    saved = 2 * (24 * config.hidden_size + 10 * config.intermediate_size)  # bytes a token that a layer keeps
+    if getattr(config, "attn_logit_softcapping", None):  # eager attention keeps (heads, T, T) several times
+        saved += 10 * config.num_attention_heads * longest
+    if config.num_hidden_layers * tokens * saved >= 0.6 * free:
+        model.recomputed = config.num_hidden_layers  # of the reference path: all, or none
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def recomputed_layers(backbone: nn.Module, tokens: int, free: int) -> int:
+    """How many layers of the fast path must be computed again for `tokens` to fit into `free` bytes."""
+    config, D = backbone.config, backbone.layers[0].self_attn.head_dim
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # q, output; k, v
     kept = 2 * tokens * (4 * config.hidden_size + heads * D + 2 * config.intermediate_size)  # bytes, in bf16
     passing = 2**30 + 2 * tokens * 10 * config.intermediate_size  # one layer's weights and gradients
-    room = 0.95 * torch.cuda.mem_get_info()[0] - passing
-    layers = config.num_hidden_layers
-    return min(layers, max(0, math.ceil((layers * kept - room) / kept)))
+    missing = config.num_hidden_layers * kept - (0.95 * free - passing)
+    return min(config.num_hidden_layers, max(0, math.ceil(missing / kept)))
 
 
 def packed_logits(model: nn.Module, rows: Sequence[np.ndarray]) -> Tensor:

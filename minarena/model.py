@@ -8,7 +8,7 @@ and the products. What it does not do: generate, keep a cache, trust remote code
 import torch
 from torch import Tensor, nn
 
-from minarena.config import first_line, say
+from minarena.config import first_line
 from minarena.int8 import use_dequantized_
 
 
@@ -24,7 +24,7 @@ class PreferenceModel(nn.Module):
         self.model = model
         self.score = score
         self.residual_dtype = residual_dtype
-        self.fast = None  # fast.py's packed_logits, where the fast path is taken
+        self.fast = None  # where fast.py's path is taken: how to cut micro-batches, and how to run one
         self.recomputed = 0  # layers whose activations are computed again in the backward
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -115,43 +115,3 @@ def default_dtype(device: torch.device, training: bool) -> torch.dtype:
 
 def residual_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and dtype == torch.bfloat16 else torch.float32
-
-
-def take_fast_path_(model: PreferenceModel, fast: str, dtype: torch.dtype) -> None:
-    """Turn to the fast path (fast.py) unless `fast` is off or it cannot be taken; a line says so."""
-    device = model.model.device
-    reason = "" if device.type == "cuda" else "it needs a GPU"
-    if fast == "on" and not reason:
-        from minarena.fast import use_fast_path_, why_not
-
-        reason = why_not(model.model, dtype)
-        if not reason:
-            use_fast_path_(model)
-    if fast == "on":
-        say(f"fast path {'off: ' + reason if reason else 'on: packed rows, compiled layers'}")
-
-
-def fit_layers_(model: PreferenceModel, tokens: int, longest: int) -> int:
-    """Recompute layers in the backward where a training step would not fit into the GPU; returns how many.
-
-    tokens: of a micro-batch, in rows of at most `longest` tokens. Chen et al. 2016,
-    https://arxiv.org/abs/1604.06174.
-
-    The estimate is rough: it decides, it promises nothing.
-    """
-    backbone = model.model
-    config, layers = backbone.config, backbone.config.num_hidden_layers
-    if backbone.device.type != "cuda":
-        return 0
-    if model.fast:
-        from minarena.fast import recomputed_layers
-
-        model.recomputed = recomputed_layers(backbone, max(tokens, longest))
-        return model.recomputed
-    saved = 2 * (24 * config.hidden_size + 10 * config.intermediate_size)  # bytes a token that a layer keeps
-    if getattr(config, "attn_logit_softcapping", None):  # eager attention keeps (heads, T, T) several times
-        saved += 10 * config.num_attention_heads * longest
-    if layers * max(tokens, longest) * saved < 0.6 * torch.cuda.mem_get_info()[0]:
-        return 0
-    backbone.gradient_checkpointing_enable({"use_reentrant": False})
-    return layers

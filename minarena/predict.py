@@ -15,6 +15,7 @@ import pandas as pd
 from torch import nn
 
 from minarena.adapter import load_adapter_
+from minarena.config import say
 from minarena.data import swapped
 from minarena.memory import within_memory_
 from minarena.parts import PART, store_part, stored_part
@@ -147,6 +148,7 @@ def one_pass(
             label = f"{adapter.folder} {order}" + f", rows from {start:,}" * (len(shown) > PART)
             attempt = partial(predict_first, model, ids, label=label, pad_id=pad_id(tokenizer), **computing)
             p = within_memory_(attempt, ids, computing, auto)
+            say(f"{label}: {len(ids):,} rows done")
             store_part(folder, this, rows["id"], p)
         p_first.append(p)
     p = np.concatenate(p_first)

@@ -22,7 +22,7 @@ from minarena.config import first_line, say
 from minarena.data import file_record
 
 # What a resumed run may change: nothing of it decides the result.
-FREE = {"out", "resume", "swap", "eval_every", "save_every", "token_budget", "versions", "commit"}
+FREE = {"out", "resume", "swap", "eval_every", "save_every", "token_budget", "log_to", "versions", "commit"}
 
 
 def compare(out: str, options: dict) -> None:
@@ -79,9 +79,13 @@ def restore_(out: str, model: nn.Module, optimizer) -> int:
 def read_record(path: Path) -> dict:
     """A JSON object from a file; ValueError that names the file where there is none."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}; restore it, or delete its folder") from error
+        found = json.loads(path.read_text())
+        if isinstance(found, dict):
+            return found
+        reason = "no JSON object"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error
+    raise ValueError(f"{path} is damaged: {reason}; restore it, or delete its folder")
 
 
 def cut_log(out: str, done: int) -> None:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
-from minarena.batching import balanced, collate, micro_batches
+from minarena.batching import collate, micro_batches
 
 
 def lr_at(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
@@ -95,14 +95,14 @@ def without_cudnn_attention():
 
 def batches(model: nn.Module, rows: Sequence[np.ndarray], token_budget: int) -> list[np.ndarray]:
     """Positions in `rows` of each micro-batch: packed ones on the fast path, padded ones elsewhere."""
-    cut = balanced if getattr(model, "fast", None) else micro_batches
+    cut, _ = getattr(model, "fast", None) or (micro_batches, None)
     return cut([len(row) for row in rows], token_budget)
 
 
 def logits_of(model: nn.Module, rows: Sequence[np.ndarray], pad_id: int, dtype: torch.dtype) -> Tensor:
     """Logits (B, 2) of B rows of token ids, in fp32."""
     if getattr(model, "fast", None):
-        return model.fast(model, rows)
+        return model.fast[1](model, rows)
     device = next(model.parameters()).device
     with autocast(device, dtype):
         return model(*collate(rows, pad_id, device))
@@ -181,7 +181,7 @@ def predict_first(
     """
     model.eval()
     p = np.full(len(rows), np.nan)
-    with tqdm(total=len(rows), desc=label, unit="row", disable=label is None, leave=False) as bar:
+    with tqdm(total=len(rows), desc=label, unit="row", disable=label is None or None, leave=False) as bar:
         for chosen in batches(model, rows, token_budget):
             with without_cudnn_attention():
                 logits = logits_of(model, [rows[i] for i in chosen], pad_id, dtype).double()  # (B, 2)

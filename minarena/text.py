@@ -49,7 +49,7 @@ def repaired_column(texts: pd.Series, each) -> pd.Series:
     """each: map, or a pool's imap, which gives results in order, too."""
     batches = (texts.iloc[i : i + BATCH].tolist() for i in range(0, len(texts), BATCH))
     fixed = [texts.iloc[:0]]
-    with tqdm(total=len(texts), desc=f"repair {texts.name}", unit="row", leave=False) as bar:
+    with tqdm(total=len(texts), desc=f"repair {texts.name}", unit="row", leave=False, disable=None) as bar:
         for part in each(fix_texts, batches):
             fixed.append(pd.Series(part, dtype="str"))
             bar.update(len(part))
@@ -108,7 +108,7 @@ def encode(
     room = max_length - len(begin) - len(end)  # at least 6: config.py asks for 8
     settings = dict(add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
     settings |= dict(verbose=False, return_offsets_mapping=truncation == "middle")
-    rows, bar = [], tqdm(total=len(table), desc="tokenise", unit="row", leave=False)
+    rows, bar = [], tqdm(total=len(table), desc="tokenise", unit="row", leave=False, disable=None)
     for i in range(0, len(table), batch_rows):
         texts = [*zip(*(table[column].iloc[i : i + batch_rows] for column in TEXTS), strict=True)]
         batch = tokenizer([TEMPLATE.format(*row) for row in texts], **settings)

@@ -30,12 +30,17 @@ REPOSITORY = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
 
 
-def begin(script: str, words: list[str], said: str | Path, fault=None, *arguments):
-    """Start the command; the process."""
+def start_server() -> None:
+    """Before anything else starts the one fork server that a process has, without what the children need."""
     path = f"{REPOSITORY}:{REPOSITORY / 'tests'}"  # the server's own sys.path lacks it while it imports
     with patch.dict(os.environ, {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}):
         FORKS.set_forkserver_preload(["children"])
         forkserver.ensure_running()
+
+
+def begin(script: str, words: list[str], said: str | Path, fault=None, *arguments):
+    """Start the command; the process."""
+    start_server()
     child = FORKS.Process(target=command, args=(script, words, str(said), fault, arguments))
     child.start()
     return child

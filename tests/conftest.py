@@ -10,6 +10,7 @@ demo: what the README's three demo commands left behind (the slowest thing here:
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and there is none here"))
+        if item.get_closest_marker("browser") and not (
+            shutil.which("chromium") and shutil.which("chromedriver")
+        ):
+            item.add_marker(pytest.mark.skip(reason="needs chromium and chromedriver, and they are not here"))
     items.sort(key=lambda item: "demo" in getattr(item, "fixturenames", ()))  # by then the demo has run
 
 
@@ -70,6 +75,14 @@ def start(folder: Path, name: str, script: str, *words: str) -> subprocess.Popen
     command = [sys.executable, str(REPOSITORY / script), *words]
     with open(folder / f"{name}.out", "w") as out, open(folder / f"{name}.err", "w") as err:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fork_server():
+    """Started before the first test where a test that was collected needs it: what starts it later would be a
+    test of something else, without what the children need (ten times slower)."""
+    if "children" in sys.modules:
+        sys.modules["children"].start_server()
 
 
 @pytest.fixture(scope="session", autouse=True)

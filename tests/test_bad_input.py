@@ -33,7 +33,7 @@ def line_of(command, words: list[str], monkeypatch) -> str:
     monkeypatch.setattr(sys, "argv", ["/somewhere/command.py"])
     with pytest.raises(SystemExit) as stopped:
         config.run(lambda: command.main(words))
-    assert stopped.value.__suppress_context__ and str(stopped.value).count("\n") == 0
+    assert stopped.value.__context__ is None and str(stopped.value).count("\n") == 0
     return str(stopped.value)
 
 

@@ -9,14 +9,8 @@ balanced(lengths, budget), collate_packed(rows): the same for packed rows, witho
 import numpy as np
 import pytest
 
-from minarena.batching import (
-    balanced,
-    collate,
-    collate_packed,
-    micro_batches,
-    rows_of_step,
-    steps_per_epoch,
-)
+from minarena.batching import collate, micro_batches, rows_of_step, steps_per_epoch
+from minarena.packing import balanced, collate_packed
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 100])

@@ -55,6 +55,7 @@ TRAIN = {
     "eval_every": (None, "--eval-every 10", 10),
     "save_every": (1000, "--save-every 10", 10),
     "resume": (False, "--resume", True),
+    "log_to": (None, "--log-to tensorboard", "tensorboard"),
     "seed": (0xFACED, "--seed 0xBEEF", 0xBEEF),
 }
 A = "--adapter runs/ab "

@@ -119,7 +119,7 @@ def test_the_bar_reaches_the_size_of_the_file(tmp_path):
     bars = []
 
     def bar(**settings):
-        bars.append(tqdm(file=io.StringIO(), **settings))
+        bars.append(tqdm(file=io.StringIO(), **settings | {"disable": False}))  # as in a terminal
         return bars[-1]
 
     read_pairs([path], bar=bar)

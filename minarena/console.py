@@ -1,0 +1,88 @@
+"""What a person reads on stderr: the first screen and the last table of a run.
+
+Printed as soon as it is known: what the data are, before a model is loaded. Plain lines without colours, the
+same in a terminal, a file and a notebook; where stderr is no terminal, bars are off and the scripts print a
+line now and then instead. What it does not do: print results for programs, which is stdout's last line.
+"""
+
+import sys
+
+import pandas as pd
+import torch
+from torch import nn
+
+from minarena.config import TrainConfig, say
+from minarena.step import real_tokens, trainable
+
+
+def plain_bars() -> None:
+    """transformers' own bars are off, too, where stderr is no terminal."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
+def by_language(table: pd.DataFrame) -> str:
+    """` (301 English, 200 Chinese, 99 in 12 others)`; nothing where no language is known."""
+    counts = table.get("language", pd.Series(dtype=str)).value_counts()
+    named = [f"{count:,} {language}" for language, count in counts[:6].items()]
+    named += [f"{counts[6:].sum():,} in {len(counts) - 6} others"] * (len(counts) > 6)
+    return f" ({', '.join(named)})" * bool(named)
+
+
+def device_name(device: torch.device) -> str:
+    cpu = f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+
+
+def describe_data(config: TrainConfig, pairs: pd.DataFrame, held_out: pd.DataFrame) -> None:
+    say(
+        f"rows      {len(pairs):,} in order {config.order}{by_language(pairs)}",
+        f"held out  {len(held_out):,}, evaluated in both orders{by_language(held_out)}",
+        f"output    {config.out}",
+    )
+
+
+def describe(config: TrainConfig, model: nn.Module, rows: list, steps: int, budget: int) -> None:
+    """What is trained, in how many steps of what size, and what memory it takes whatever the rows."""
+    device, learnt = next(model.parameters()).device, sum(p.numel() for p in trainable(model))
+    buffers = (
+        t for name, t in model.named_buffers() if ".joined." not in name
+    )  # the fast path's: same memory
+    tensors = [*model.parameters(), *buffers]
+    size, held = sum(t.numel() for t in tensors) - learnt, sum(t.numel() * t.element_size() for t in tensors)
+    held += learnt * (4 + (2 if device.type == "cuda" else 8))  # gradient, and AdamW's two moments
+    longest, most = max(map(len, rows)), sum(len(row) == config.max_length for row in rows)
+    cut = f"{most:,} rows as long as --max-length {config.max_length}, so perhaps without their start"
+    if config.truncation == "middle":
+        cut = f"the middle of each part of a row that is over --max-length {config.max_length} tokens"
+    say(
+        f"model     {config.model}, {size / 1e6:,.1f} million parameters",
+        f"computed  in {config.dtype} on {device_name(device)}, {'fast' if model.fast else 'reference'} path",
+        f"trained   {learnt:,} parameters",
+        f"memory    {held / 2**30:.2g} GiB for weights, gradients and AdamW; a micro-batch comes on top",
+        f"tokens    {real_tokens(rows):,}, longest row {longest:,}",
+        f"cut       {cut}",
+        f"steps     {steps:,} of {config.batch_size} rows in micro-batches of at most {budget:,} tokens",
+    )
+    if model.recomputed:
+        say(f"layers    {model.recomputed} recomputed in the backward (checkpointing), to fit into the GPU")
+
+
+def report(config: TrainConfig, result: dict, held_out: int) -> None:
+    """The last table."""
+    say(f"\n{held_out} held-out rows    accuracy          log loss")
+    for name in ("ab", "ba", "mean"):
+        s = result["eval"][name]
+        cells = [
+            f"{s[k]:.4f} ± {s[k + '_se'] or float('nan'):.4f}"
+            for k in ("accuracy", "log_loss")
+            if s[k] is not None
+        ]
+        say(f"  order {name:13}  {'   '.join(cells)}" + "   (the order trained)" * (name == config.order))
+    if held_out < 200:
+        say("Fewer than 200 held-out rows: the standard errors (±) say how little these figures tell.")
+    speed = f"{result['tokens_per_second']:,.0f} tokens/s, at most {result['peak_memory_gib']:.2f} GiB"
+    say(f"{result['steps']:,} steps in {result['seconds']:,.0f} s: {speed}")
+    say(f"Next: python infer.py --adapter {config.out}" + " --data FILE" * bool(config.data))

@@ -1,0 +1,402 @@
+"""The page of minarena.report.
+
+python -m minarena.report runs/ab runs/ba --probs probs.csv --out report.html
+
+Compared with: scikit-learn and pandas on the same tables, Python's HTML parser, and a real Chromium
+(`python -m pytest -m browser`). Most runs are folders written by hand, with probabilities of a made-up judge.
+"""
+
+import html
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import write_pairs
+from sklearn.metrics import accuracy_score, log_loss
+
+from minarena import metrics, report
+from minarena.data import file_record
+from minarena.tiny import demo_pairs
+
+EVIL = [
+    "<script>alert(1)</script><img src=x onerror=alert(2)>",
+    "</dd></dl></details></section><style>*{display:none}</style><iframe src=//evil.example>",
+    "NUL \x00, escape \x1b[31m, half a pair HALF, turned \u202e round &amp; &lt;b&gt;",
+    "long " * 30_000,
+    "W" * 20_000,
+]
+
+
+def write_run(
+    folder: Path, table: pd.DataFrame, order: str = "ab", seed: int = 0, steps: int = 40, **record
+) -> Path:
+    """A finished run whose judge knows a little and prefers the first answer a little."""
+    rng, label = np.random.default_rng(seed), table["label"].to_numpy()
+    folder.mkdir(parents=True)
+    logit = 2 * label - 1 + rng.normal(size=len(table))
+    p_ab, p_ba = (
+        1 / (1 + np.exp(-logit + shift - 0.7 * rng.normal(size=len(table)))) for shift in (-0.2, 0.2)
+    )
+    found = table[["id", "label"]].assign(p_a_ab=p_ab, p_a_ba=p_ba, p_a=(p_ab + p_ba) / 2)
+    found.to_parquet(folder / "eval.parquet", index=False)
+    settings = dict(
+        model="tiny", order=order, max_length=120, epochs=1, rows=640, batch_size=16, seed=5, lr=0.005
+    )
+    settings |= dict(data=[], data_files=[]) | record
+    (folder / "train_config.json").write_text(json.dumps(settings))
+    scored = {"log_loss": 0.5, "accuracy": 0.7}
+    losses = 0.7 - 0.3 * np.arange(steps) / 40 + 0.02 * rng.normal(size=steps)
+    events = [{"event": "step", "step": i + 1, "loss": loss, "lr": 1e-3} for i, loss in enumerate(losses)]
+    events.append({"event": "eval", "step": steps, "ab": scored, "ba": scored, "mean": scored})
+    (folder / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return folder
+
+
+def cut_off(run: Path, steps: int) -> Path:
+    """As if the run were at that step, in the middle of a line."""
+    lines = (run / "log.jsonl").read_text().splitlines()
+    (run / "log.jsonl").write_text("\n".join(lines[:steps]) + '\n{"event": "step", "st')
+    (run / "eval.parquet").unlink()
+    return run
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    """The demo's held-out rows for seed 5, as a run with that seed sees them."""
+    return demo_pairs(150, 5, held_out=True)
+
+
+@pytest.fixture(scope="module")
+def two(table, tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("two")
+    return [write_run(folder / order, table, order, seed) for seed, order in enumerate(("ab", "ba"))]
+
+
+def made(*words, out: Path) -> tuple[str, list[str]]:
+    """(the page, its sentences)"""
+    report.main([*map(str, words), "--out", str(out)])
+    page = out.read_text(encoding="utf-8")
+    said = re.findall(r"<figcaption>(.*?)</figcaption>|<li>(.*?)</li>", page, re.DOTALL)
+    return page, [html.unescape(a or b) for a, b in said]
+
+
+def cells(page: str) -> dict[str, tuple[str, ...]]:
+    """name -> rows, accuracy, log loss of every table line"""
+    lines = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", page)
+    return {html.unescape(name): tuple(rest) for name, *rest in lines}
+
+
+def test_the_figures_are_those_of_scikit_learn_for_each_order_and_the_ensemble(two, table, tmp_path):
+    page, said = made(*two, out=tmp_path / "r.html")
+    ab, ba = (pd.read_parquet(run / "eval.parquet") for run in two)
+    found = cells(page)
+    for run, each in zip(two, (ab, ba), strict=True):
+        for name, column in (("order ab", "p_a_ab"), ("order ba", "p_a_ba"), ("both orders", "p_a")):
+            rows, accuracy, loss = found[f"{run} in {name}"]
+            assert rows == "150"
+            assert accuracy.startswith(f"{accuracy_score(table['label'], each[column] > 0.5):.3f} ± ")
+            assert loss.startswith(f"{log_loss(table['label'], each[column]):.3f} ± ")
+    ensemble = (ab["p_a_ab"] + ba["p_a_ba"]) / 2  # each in the order that it was trained in
+    error = metrics.standard_error((ensemble > 0.5) == table["label"], table["prompt"])
+    expected = f"{accuracy_score(table['label'], ensemble > 0.5):.3f} ± {error:.3f}"
+    assert found["ensemble"][1] == expected
+    assert any(f"ensemble agrees with people on {expected} of 150 rows" in sentence for sentence in said)
+    flip = np.mean((ab["p_a_ab"] > 0.5) != (ab["p_a_ba"] > 0.5))
+    assert any(
+        f"{flip:.3f} ± " in s and "of its verdicts flip" in s and s.startswith(str(two[0])) for s in said
+    )
+    groups = table.assign(right=(ensemble > 0.5) == table["label"]).groupby("language")["right"]
+    assert len(groups) == 6
+    for language, right in groups:
+        assert found[language][0] == str(len(right)) and found[language][1].startswith(f"{right.mean():.3f}")
+    longer = np.where(table["response_a"].str.len() > table["response_b"].str.len(), 1.0, 0.0)
+    half = table["response_a"].str.len() == table["response_b"].str.len()
+    rule = np.where(half, 0.5, longer == table["label"]).mean()
+    assert any(f"the rule that the longer answer wins: {rule:.3f} ± " in sentence for sentence in said)
+    ratio = np.log2((table["response_a"].str.len() + 1) / (table["response_b"].str.len() + 1))
+    expected = [np.corrcoef(ratio, y)[0, 1] for y in (ensemble, table["label"])]
+    (sentence,) = [sentence for sentence in said if "Correlations" in sentence]
+    assert re.search(r"Correlations: {:.3f} ± .* and {:.3f} ± ".format(*expected), sentence)
+    rises = [np.polyfit(ratio, y, 1)[0] for y in (ensemble, table["label"])]
+    assert re.search(r"rises by {:.3f} ± .*people's by {:.3f} ± ".format(*rises), sentence)
+
+
+@pytest.mark.parametrize(
+    "shift, words", [(0, "no place"), (0.1, "answer shown first"), (-0.1, "answer shown second")]
+)
+def test_a_preference_for_a_place_is_said_and_one_within_noise_is_called_so(shift, words, table, tmp_path):
+    run, rng = write_run(tmp_path / "run", table), np.random.default_rng(0)
+    p_ab, p_ba = rng.uniform(0.2, 0.8, (2, 150)) + np.array([[shift], [-shift]])  # P(a wins)
+    table[["id", "label"]].assign(p_a_ab=p_ab, p_a_ba=p_ba, p_a=0.5).to_parquet(run / "eval.parquet")
+    _, said = made(run, out=tmp_path / "r.html")
+    (sentence,) = [s for s in said if "of its verdicts flip" in s]
+    assert f"favours {'no place' if not shift else 'the ' + words} (" in sentence
+    assert ("within noise" in sentence) == (not shift)
+
+
+def test_the_twenty_worst_are_the_most_confident_and_the_flips_the_widest(two, table, tmp_path):
+    page, _ = made(two[0], out=tmp_path / "r.html")
+    found = pd.read_parquet(two[0] / "eval.parquet").set_index("id")
+    ids = re.findall(r"<dt>id</dt><dd dir=auto>(.*?)</dd>", page)
+    wrong = found[(found["p_a_ab"] > 0.5) != (found["label"] > 0.5)]
+    mistakes = (wrong["p_a_ab"] - 0.5).abs().sort_values(ascending=False).index[:20]
+    flip = found[(found["p_a_ab"] > 0.5) != (found["p_a_ba"] > 0.5)]
+    widest = (flip["p_a_ab"] - flip["p_a_ba"]).abs().sort_values(ascending=False).index[:20]
+    assert len(mistakes) == 20 and ids == [*mistakes, *widest]
+    row = table.set_index("id").loc[ids[0]]
+    assert f"<dd dir=auto>{html.escape(row['response_a'])}</dd>" in page
+
+
+def elements(page: str) -> tuple[list[tuple[str, dict]], str]:
+    """What a browser makes of a page: its elements with their attributes, and its text."""
+    found, text = [], []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
+    parser.handle_data = text.append
+    parser.feed(page)
+    return found, "".join(text)
+
+
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory) -> tuple[Path, pd.DataFrame, str]:
+    """(a run, its rows, their file): texts, a language, an id and a folder that could break a page."""
+    folder = tmp_path_factory.mktemp("evil")
+    table = demo_pairs(60, 7)
+    for i, text in enumerate(EVIL):
+        table.loc[i, ["prompt", "response_a", "response_b"]] = [f"{i} {text}", f"{text} a", f"{text} b"]
+    table.loc[0, ["id", "language"]] = ["<b>id</b>", "<script>$x^2$</script>"]
+    table.loc[:30, "language"] = table.loc[0, "language"]
+    data = write_pairs(folder / "evil.jsonl", table)
+    Path(data).write_text(Path(data).read_text().replace("HALF", "\\ud83d"))  # a DataFrame cannot hold it
+    record = {"data": ["x"], "eval_data": data, "data_files": [file_record(data)]}
+    run = write_run(folder / "<i>run &amp;", table, **record)
+    found = pd.read_parquet(run / "eval.parquet")
+    found.loc[:4, "p_a_ab"] = np.where(found.loc[:4, "label"] == 1, 0.001, 0.999)  # the worst mistakes of all
+    found.loc[:4, "p_a_ba"] = 1 - found.loc[:4, "p_a_ab"]
+    found.to_parquet(run / "eval.parquet", index=False)
+    return run, table, data
+
+
+def test_hostile_texts_are_shown_as_text_and_huge_ones_are_cut_with_a_mark(evil, tmp_path):
+    run, _, _ = evil
+    page, _ = made(run, out=tmp_path / "r.html")
+    found, text = elements(page)
+    tags = [tag for tag, _ in found]
+    assert not {"script", "img", "iframe", "i", "b", "object"} & {*tags}
+    assert tags.count("style") == 1 and tags.count("section") == 7
+    assert not any(name.startswith("on") for _, attributes in found for name in attributes)
+    for shown in (EVIL[0], EVIL[1], "turned \u202e round &amp; &lt;b&gt;", "<b>id</b>", "<i>run &amp;"):
+        assert shown in text, shown
+    assert "NUL \ufffd, escape \ufffd[31m, half a pair" in text and "\x00" not in page and "\x1b" not in page
+    for marked in (EVIL[3], EVIL[4]):
+        cut = len(f"{marked} a") - 1200
+        assert f"[{cut:,} more characters]" in text and marked[:1200] in text and marked[:1300] not in text
+    assert len(page) < 500_000
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(two, tmp_path):
+    page, _ = made(*two, out=tmp_path / "r.html")
+    for tag, attributes in elements(page)[0]:
+        assert tag not in {"script", "img", "iframe", "object", "embed", "video", "audio", "form"}
+        for name, value in attributes.items():
+            if name in ("href", "xlink:href", "src", "srcset", "data", "action"):
+                assert value.startswith(("#", "data:")), (tag, name, value)
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1]
+    assert "url(" not in style and "@import" not in style and "prefers-color-scheme: dark" in style
+    assert not re.search(r"#a[12]000\d", page)  # every colour is one of the page's own
+
+
+def test_without_texts_the_page_has_none(two, table, tmp_path):
+    page, _ = made(two[0], "--no-texts", out=tmp_path / "r.html")
+    assert "What did it get most wrong?" not in page and "Where is it weak?" in page
+    for column in ("id", "prompt", "response_a", "response_b"):
+        assert not any(html.escape(text) in page for text in table[column])
+
+
+def test_an_unfinished_run_is_read_up_to_the_line_that_is_being_written(table, tmp_path):
+    whole = write_run(tmp_path / "whole", table, "ba")
+    running = cut_off(write_run(tmp_path / "running", table, seed=3), 17)
+    page, said = made(running, out=tmp_path / "r.html")
+    assert "17 of 40 steps, unfinished" in said[0] and "How good is it?" not in page
+    assert "held-out probabilities" in page
+    page, said = made(running, whole, out=tmp_path / "r.html")
+    assert "How good is it?" in page and f"{running} in order" not in page
+    begun = write_run(tmp_path / "begun", table)
+    (begun / "eval.parquet").unlink()
+    for content in ("", '{"event":', None):  # not a step yet, or not even a log
+        (begun / "log.jsonl").unlink() if content is None else (begun / "log.jsonl").write_text(content)
+        _, said = made(begun, out=tmp_path / "r.html")
+        assert "0 of 40 steps, unfinished" in said[0]
+
+
+def test_a_loss_that_only_shakes_is_called_noise_and_one_that_falls_is_not(table, tmp_path):
+    run = write_run(tmp_path / "run", table)
+    assert "learnt (-" in made(run, out=tmp_path / "r.html")[1][1]
+    events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    rng = np.random.default_rng(0)
+    for event in events[:-1]:
+        event["loss"] = 0.69 + 0.02 * rng.normal()
+    (run / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert "learnt nothing (" in made(run, out=tmp_path / "r.html")[1][1]
+
+
+def test_rows_that_were_cut_and_prompts_by_length_are_told_apart(table, tmp_path):
+    """One token a byte, BOS and EOS: the count of bytes, by hand."""
+    page, _ = made(write_run(tmp_path / "run", table, max_length=190), out=tmp_path / "r.html")
+    template = "<prompt>: {prompt}\n\n<response_a>: {response_a}\n\n<response_b>: {response_b}"
+    size = np.array([len(template.format(**row).encode()) + 2 for row in table.to_dict("records")])
+    assert 20 < (size > 190).sum() < 130 and (size == 190).any()
+    assert cells(page)["cut at --max-length"][0] == str((size > 190).sum())
+    assert cells(page)["not cut"][0] == str((size <= 190).sum())
+    sizes = [int(rows) for name, (rows, *_) in cells(page).items() if name.startswith("prompt to")]
+    assert sum(sizes) == 150
+
+
+def test_probabilities_of_infer_are_joined_by_id_and_become_what_the_page_is_about(two, table, tmp_path):
+    rng = np.random.default_rng(4)
+    p = np.clip(table["label"] * 0.6 + rng.random(150) * 0.4, 0.01, 0.99)
+    probs = pd.DataFrame({"id": table["id"], "winner_model_a": p, "winner_model_b": 1 - p})
+    probs.sample(frac=1, random_state=1).to_csv(tmp_path / "probs.csv", index=False)
+    page, said = made(*two, "--probs", tmp_path / "probs.csv", out=tmp_path / "r.html")
+    assert cells(page)["probs.csv"][2].startswith(f"{log_loss(table['label'], p):.3f} ± ")
+    assert any(sentence.startswith("probs.csv agrees with people") for sentence in said)
+    other = demo_pairs(90, 8)  # rows that no run has seen
+    data = write_pairs(tmp_path / "other.csv", other)
+    pd.DataFrame({"id": other["id"], "winner_model_a": 0.5 + 0.3 * other["label"]}).to_csv(tmp_path / "o.csv")
+    page, _ = made(two[0], "--probs", tmp_path / "o.csv", "--data", data, out=tmp_path / "r.html")
+    assert cells(page)["o.csv"][0] == "90"
+
+
+def test_texts_of_a_file_that_changed_are_not_shown_unless_given_and_labels_must_agree(evil, tmp_path):
+    run, table, _ = evil
+    data = write_pairs(tmp_path / "rows.jsonl", table.iloc[5:])
+    record = {"data_files": [file_record(data)]}
+    run = write_run(tmp_path / "run", table.iloc[5:], **record)
+    moved = str(tmp_path / "moved.jsonl")
+    mirrored = table.iloc[5:].assign(label=1 - table["label"])
+    for change, shown in (("same", True), ("changed", False), ("gone", False)):
+        if change == "changed":
+            write_pairs(data, mirrored)
+        if change == "gone":
+            Path(data).rename(moved)
+        page, said = made(run, out=tmp_path / "r.html")
+        assert ("Where is it weak?" in page) == shown
+        assert ("held-out rows are not known" in said[0]) == (not shown)
+        assert {"same": "", "changed": "was changed since the training", "gone": "No such file"}[
+            change
+        ] in said[0]
+    page, _ = made(run, "--data", moved, out=tmp_path / "r.html")  # of these the labels are others
+    assert "Where is it weak?" not in page
+    write_pairs(moved, table.iloc[5:])
+    assert "Where is it weak?" in made(run, "--data", moved, out=tmp_path / "r.html")[0]
+
+
+def test_ties_soft_labels_and_certainty_are_taken(table, tmp_path):
+    soft = table.assign(label=np.linspace(0, 1, 150).round(2))
+    run = write_run(tmp_path / "run", soft, "both")
+    found = pd.read_parquet(run / "eval.parquet")
+    found.loc[:9, ["p_a_ab", "p_a_ba", "p_a"]] = 1.0
+    found.loc[10:19, ["p_a_ab", "p_a_ba", "p_a"]] = 0.0
+    found.to_parquet(run / "eval.parquet", index=False)
+    page, _ = made(run, out=tmp_path / "r.html")
+    loss = metrics.cross_entropy(soft["label"].to_numpy(), found["p_a"].to_numpy()).mean()
+    assert cells(page)[f"{run} in both orders"][2].startswith(f"{loss:.3f}")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 30])
+def test_few_rows_and_rows_of_one_prompt_make_a_page(rows, tmp_path):
+    table = demo_pairs(rows, 5, held_out=True)
+    made(write_run(tmp_path / "run", table, steps=1), out=tmp_path / "r.html")
+    data = write_pairs(
+        tmp_path / "same.csv", table.assign(prompt="the same", response_a="as long", response_b="as lOng")
+    )
+    made(write_run(tmp_path / "same", table, data_files=[file_record(data)]), out=tmp_path / "r.html")
+
+
+def test_what_cannot_be_read_is_one_line_that_names_it(two, table, tmp_path, capsys):
+    damaged = write_run(tmp_path / "damaged", table)
+    (damaged / "eval.parquet").write_bytes(b"PAR1")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    pd.DataFrame({"id": ["x"], "winner_model_a": [0.5]}).to_csv(tmp_path / "strange.csv")
+    for words, named in (
+        ([tmp_path / "none"], "none: not what train.py writes"),
+        ([damaged], "damaged: not what train.py writes"),
+        ([two[0], "--probs", tmp_path / "other.csv"], "other.csv: needs columns id, winner_model_a"),
+        ([two[0], "--probs", tmp_path / "strange.csv"], "no probabilities of rows with a known label"),
+        ([two[0], "--probs", tmp_path / "no.csv"], "no.csv: no such file"),
+    ):
+        with pytest.raises(ValueError, match=named) as caught:
+            report.main([*map(str, words), "--out", str(tmp_path / "r.html")])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="no such folder"):
+        report.main([str(two[0]), "--out", str(tmp_path / "no" / "r.html")])
+    for words, named in (
+        ([], "arguments are required: NAME"),
+        (["x", "--prob", "y"], "did you mean --probs"),
+    ):
+        with pytest.raises(SystemExit):
+            report.main(words)
+        assert named in capsys.readouterr().err
+
+
+def test_the_demos_own_runs_make_the_page_that_the_readme_shows(demo, tmp_path, monkeypatch):
+    folder, said = demo
+    monkeypatch.chdir(folder)
+    page, _ = made("runs/ab", "runs/ba", "--probs", "probs.csv", out=tmp_path / "r.html")
+    found = cells(page)
+    for name, result in (("runs/ba in order ba", said["ba"][0]["eval"]), ("probs.csv", said["infer"][0])):
+        expected = tuple(f"{result[k]:.3f} ± {result[k + '_se']:.3f}" for k in ("accuracy", "log_loss"))
+        assert found[name] == ("600", *expected)  # the standard errors, too, are over prompts in both
+    assert found["ensemble"] == found["probs.csv"]
+
+
+@pytest.fixture
+def chromium():
+    """Chromium by its own driver, with what it logs and asks for; nothing is downloaded."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    quiet = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    for word in f"{quiet} disable-component-update disable-sync".split():
+        options.add_argument(f"--{word}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    yield browser
+    browser.quit()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_nothing_overflows_nothing_is_asked_for_and_nothing_goes_wrong(
+    chromium, evil, two, scheme, tmp_path
+):
+    made(evil[0], *two, out=tmp_path / "r.html")
+    where = (tmp_path / "r.html").as_uri()
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    for width in (360, 768, 1280):
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width == 360}
+        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        chromium.get(where)
+        chromium.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+        sizes = chromium.execute_script("return [innerWidth, document.documentElement.scrollWidth]")
+        assert sizes[0] == width and sizes[1] <= width
+        boxes = "[...document.querySelectorAll('{}')].map(e => e.getBoundingClientRect())"
+        wide = boxes.format("body *") + ".filter(r => r.right > innerWidth + 1 || r.left < -1)"
+        assert chromium.execute_script(f"return {wide}") == []
+        smallest = f"Math.min(...{boxes.format('svg text')}.map(r => Math.max(r.width, r.height)))"
+        assert chromium.execute_script(f"return {smallest}") > 8  # pixels
+        assert chromium.execute_script("return document.querySelectorAll('script, img, iframe').length") == 0
+    background = chromium.execute_script("return getComputedStyle(document.body).backgroundColor")
+    brightness = sum(map(int, re.findall(r"\d+", background)[:3])) / 3
+    assert brightness > 240 if scheme == "light" else brightness < 40
+    assert chromium.get_log("browser") == []
+    asked = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
+    asked = {m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"}
+    assert {url for url in asked if not url.startswith("data:")} == {where}
