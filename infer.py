@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from minarena.config import InferConfig, parse, run, say
-from minarena.console import by_language, device_name, plain_bars
+from minarena.console import by_language, device_name, plain_bars, plus_minus
 from minarena.data import file_record
 from minarena.files import read_pairs
 from minarena.folders import check_folder
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> dict:
         result |= scores(table["label"].to_numpy(), p, table["prompt"].to_numpy())
         for name in ("accuracy", "log_loss"):
             if result[name] is not None:
-                say(f"{name:9} {result[name]:.4f} ± {result[name + '_se'] or float('nan'):.4f}")
+                say(f"{name:9} {plus_minus(result, name)}")
     how = ", ".join(result.get("passes", ["held-out probabilities of the runs"]))
     say(f"{len(table):,} rows, {how}; {result['seconds']:.1f} s -> {out}")
     print(json.dumps(result))
@@ -100,7 +100,7 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
     if len(table) > PART:
         made_by = [[adapter.order, weights_record(adapter)] for adapter in adapters]
         data = [file_record(path)["sha256"] for path in config.data]
-        numerics = {"model": base, "dtype": str(dtype), "matmul": matmul}
+        numerics = {"model": base, "dtype": str(dtype), "matmul": matmul, "fast": config.fast}
         parts = open_parts(f"{out}.parts", {"adapter": made_by, "data": data, **how, **numerics})
     with base_folder(base) as folder:
         tokenizer = load_tokenizer(folder)

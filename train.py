@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> dict:
             if bar.disable and (step + 1) % -(-steps // 20) == 0:  # no terminal: twenty lines, not a bar
                 say(f"step {step + 1:,} of {steps:,}: {now}")
             if step + 1 < steps and config.eval_every and (step + 1) % config.eval_every == 0:
-                log("eval", step + 1, **evaluate(model, held_out, eval_rows, computing)[0])
+                log("eval", step + 1, **evaluate(model, held_out, eval_rows, computing, auto)[0])
             if signals or step + 1 == steps or (step + 1) % config.save_every == 0:
                 save(saved := step + 1)
             if signals:
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> dict:
                 raise SystemExit(128 + signals[0])
 
     seconds = time.perf_counter() - start
-    figures, table = evaluate(model, held_out, eval_rows, computing)
+    figures, table = evaluate(model, held_out, eval_rows, computing, auto)
     log("eval", steps, **figures)
     finish(config.out, table, model, adapter, config.model)
     result = {"out": config.out, "order": config.order, "steps": steps, "rows": n, "tokens": tokens}
@@ -145,16 +145,12 @@ def resolve(config: TrainConfig, device: torch.device) -> None:
         from minarena.folders import check_folder  # the demo needs no check
 
         check_folder(config.model)
-    if config.model == "tiny":
-        what = (
-            "Your rows, but a tiny random Gemma-2"
-            if config.data
-            else "This is the demo: a tiny random Gemma-2"
-        )
-        say(f"{what}. --model and --data train a real one.")
-    if config.model == "tiny" and config.lr is None:
-        config.lr = DEMO_LR
-        say(f"lr {DEMO_LR} is the demo's own (2e-4 teaches a random base nothing); a typed --lr wins.")
+    else:
+        what = "Your rows, but" if config.data else "This is the demo:"
+        say(f"{what} a tiny random Gemma-2. --model and --data train a real one.")
+        if config.lr is None:
+            config.lr = DEMO_LR
+            say(f"lr {DEMO_LR} is the demo's own (2e-4 teaches a random base nothing); a typed --lr wins.")
     config.lr = config.lr or 2e-4
     if config.init_adapter:  # the record tells what was trained, not the options' defaults
         given = read_adapter(config.init_adapter)[0]
@@ -215,10 +211,13 @@ def build(config: TrainConfig, device: torch.device):
     return model, adapter, tokenizer, dtype
 
 
-def evaluate(model, held_out: pd.DataFrame, eval_rows: list, computing: dict) -> tuple[dict, pd.DataFrame]:
+def evaluate(model, held_out: pd.DataFrame, eval_rows: list, computing: dict, auto: bool):
     """(scores of ab, ba and their mean, the table of eval.parquet). All are about the table's response_a."""
-    p_ab = predict_first(model, eval_rows[0], label="evaluate ab", **computing)
-    p_ba = 1 - predict_first(model, eval_rows[1], label="evaluate ba", **computing)
+    p_first = []
+    for shown, order in zip(eval_rows, ("ab", "ba"), strict=True):
+        attempt = partial(predict_first, model, shown, label=f"evaluate {order}", **computing)
+        p_first.append(within_memory_(attempt, shown, computing, auto))
+    p_ab, p_ba = p_first[0], 1 - p_first[1]
     table = held_out[["id", "label"]].assign(p_a_ab=p_ab, p_a_ba=p_ba, p_a=(p_ab + p_ba) / 2)
     columns = {"ab": "p_a_ab", "ba": "p_a_ba", "mean": "p_a"}
     label, prompt = held_out["label"].to_numpy(), held_out["prompt"].to_numpy()

@@ -25,6 +25,7 @@ import torch
 from benchmarks.random_base import print_result
 from infer import recorded
 from minarena.config import run, say
+from minarena.fast import take_fast_path_
 from minarena.files import read_pairs
 from minarena.metrics import scores, standard_error
 from minarena.model import PreferenceModel, default_dtype, load_backbone, residual_dtype
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> dict:
         matmul = recorded(adapters, "matmul", "dequant")
         backbone = load_backbone(folder, device, dtype, matmul=matmul)
     model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
+    if device.type == "cuda":
+        take_fast_path_(model, dtype)
     how = {
         name: recorded(adapters, name, value)
         for name, value in (("max_length", 2200), ("truncation", "left"))

@@ -47,7 +47,7 @@ class TrainConfig:
     batch_size: int = option(16, "rows an optimiser step (the seed's 8 on the device x 2 accumulated)")
     # Other micro-batches draw other dropout masks; with dropout off the result is the same up to rounding.
     token_budget: int | Literal["auto"] = option(
-        "auto", "tokens of a micro-batch with padding: speed, memory"
+        "auto", "tokens of a micro-batch, with its padding if any: speed, memory"
     )
 
     # None is 2e-4, the seed's; the tiny demo model alone has another (tiny.py says why). A typed value wins.
@@ -103,7 +103,7 @@ class InferConfig:
     truncation: Literal["left", "middle"] | None = option(
         None, "how longer rows are cut (default: as trained)"
     )
-    token_budget: int | Literal["auto"] = option("auto", "tokens of a micro-batch, padding included")
+    token_budget: int | Literal["auto"] = option("auto", "tokens of a micro-batch, with its padding if any")
     dtype: Literal["bf16", "fp16", "fp32"] | None = option(None, "compute dtype (default: by device)")
     matmul: Literal["dequant", "llm-int8"] | None = option(None, "int8 product (default: as trained)")
     fast: Literal["on", "off"] = option("on", "the fast path, where the GPU can run it, or the reference")

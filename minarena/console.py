@@ -70,16 +70,18 @@ def describe(config: TrainConfig, model: nn.Module, rows: list, steps: int, budg
         say(f"layers    {model.recomputed} recomputed in the backward (checkpointing), to fit into the GPU")
 
 
+def plus_minus(figures: dict, name: str) -> str:
+    """`0.8117 ± 0.0250`, a figure of metrics.scores and its standard error, which may be unknown."""
+    error = figures[name + "_se"]
+    return f"{figures[name]:.4f} ± {float('nan') if error is None else error:.4f}"
+
+
 def report(config: TrainConfig, result: dict, held_out: int) -> None:
     """The last table."""
     say(f"\n{held_out} held-out rows    accuracy          log loss")
     for name in ("ab", "ba", "mean"):
         s = result["eval"][name]
-        cells = [
-            f"{s[k]:.4f} ± {s[k + '_se'] or float('nan'):.4f}"
-            for k in ("accuracy", "log_loss")
-            if s[k] is not None
-        ]
+        cells = [plus_minus(s, k) for k in ("accuracy", "log_loss") if s[k] is not None]
         say(f"  order {name:13}  {'   '.join(cells)}" + "   (the order trained)" * (name == config.order))
     if held_out < 200:
         say("Fewer than 200 held-out rows: the standard errors (±) say how little these figures tell.")

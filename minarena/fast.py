@@ -42,6 +42,10 @@ def why_not(backbone: nn.Module, dtype: torch.dtype) -> str:
         return "it computes in bf16 only"
     if backbone.config.model_type not in FAMILIES:
         return f"it does not know the layers of {backbone.config.model_type}"
+    if getattr(backbone.config, "use_bidirectional_attention", False):
+        return "its attention is causal"
+    if getattr(backbone.config, "attention_dropout", 0):
+        return "it has no dropout on attention"
     named = (m for name, m in backbone.named_modules() if name.rpartition(".")[2] in PROJECTIONS)
     return "" if all(isinstance(base_of(m), Int8Linear) for m in named) else "it needs --matmul dequant"
 
@@ -116,7 +120,7 @@ def packed_logits(model: nn.Module, rows: Sequence[np.ndarray]) -> Tensor:
         else:
             hidden = decoder_layer(*arguments)
     with torch.autocast(device.type, enabled=False):  # head and logits are fp32 whatever surrounds them
-        return model.score(backbone.norm(hidden[: len(rows)]).float())
+        return model.score(normed(backbone.norm, hidden[: len(rows)]).float())
 
 
 def rotations(backbone: nn.Module, hidden: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -161,7 +165,7 @@ def before_attention(
     """q (N, K, G, D), k and v (N, K, D) of K heads of keys and G heads of queries to each."""
     attention, N, D = layer.self_attn, hidden.size(0), layer.self_attn.head_dim
     linears = attention.q_proj, attention.k_proj, attention.v_proj
-    qkv = project(linears, attention.joined, layer.input_layernorm(hidden))
+    qkv = project(linears, attention.joined, normed(layer.input_layernorm, hidden))
     widths = [base_of(linear).out_features for linear in linears]
     q, k, v = (x.view(N, -1, D) for x in qkv.split(widths, dim=-1))
     if hasattr(attention, "q_norm"):  # Gemma-3
@@ -170,6 +174,11 @@ def before_attention(
     # written in the order of memory that packed_attention works in, by the kernel that rotates
     q = q.view(N, k.size(1), -1, D).transpose(0, 1).contiguous().transpose(0, 1)
     return q, k, v.contiguous()
+
+
+def normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(x) in x's dtype, which Llama's and Qwen2's leave where their weights are stored in another."""
+    return norm(x).to(x.dtype)
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -187,12 +196,12 @@ def after_attention(layer: nn.Module, hidden: Tensor, out: Tensor) -> Tensor:
     out = project([attention.o_proj], base_of(attention.o_proj), out.reshape(hidden.size(0), -1))
     gemma = hasattr(layer, "pre_feedforward_layernorm")  # norms after attention and MLP, too
     if gemma:
-        out = layer.post_attention_layernorm(out)
+        out = normed(layer.post_attention_layernorm, out)
     hidden = hidden + out
-    x = layer.pre_feedforward_layernorm(hidden) if gemma else layer.post_attention_layernorm(hidden)
+    x = normed(layer.pre_feedforward_layernorm if gemma else layer.post_attention_layernorm, hidden)
     gate, up = project([mlp.gate_proj, mlp.up_proj], mlp.joined, x).chunk(2, dim=-1)
     x = project([mlp.down_proj], base_of(mlp.down_proj), mlp.act_fn(gate) * up)
-    return hidden + (layer.post_feedforward_layernorm(x) if gemma else x)
+    return hidden + (normed(layer.post_feedforward_layernorm, x) if gemma else x)
 
 
 def project(linears: Sequence[nn.Module], base: Int8Linear, x: Tensor) -> Tensor:
@@ -210,7 +219,7 @@ def project(linears: Sequence[nn.Module], base: Int8Linear, x: Tensor) -> Tensor
     if torch.is_grad_enabled():
         u = F.linear(F.dropout(x, first.dropout.p, first.training), A)  # (N, n R)
         y = JoinedProduct.apply(x, u, base.weight, base.SCB, B)
-    else:  # without dropout the merged weight is exact, rounded once, and costs as much as a few dozen tokens
+    else:  # without dropout the merged weight does, and costs as much as a few dozen tokens
         y = F.linear(x, (dequantized(base.weight, base.SCB, torch.float32) + B @ A).to(x.dtype))
     return y if base.bias is None else y + base.bias.to(y.dtype)
 
@@ -236,6 +245,7 @@ class JoinedProduct(torch.autograd.Function):
 
 
 def joined(CB: Tensor, SCB: Tensor, B: Tensor) -> Tensor:
+    """[W | B] (out, in + R) in B's dtype: the compiler writes it in one pass."""
     return torch.cat([dequantized(CB, SCB, B.dtype), B], dim=1)
 
 

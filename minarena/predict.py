@@ -89,7 +89,11 @@ def predict_pairs(
     tta: str = "none",
     fraction: float = 0.4,
     weights: list[float] | None = None,
-    **how,
+    max_length: int = 2200,
+    truncation: str = "left",
+    folder: Path | None = None,
+    auto: bool = False,
+    **computing,
 ) -> pd.Series:
     """P(the table's response_a wins), one value for each id. Changes the model's adapter.
 
@@ -97,15 +101,20 @@ def predict_pairs(
 
     tta: "uncertain" is "all" for the `fraction` of the rows whose p is nearest 0.5, and "none" for the others
     (the 12th of the WSDM Cup, see snip.py).
-    how: the arguments of one_pass.
+    folder: where finished parts are kept (parts.py); None keeps none. auto: whether the token budget is
+    lowered, for all that follows, where the GPU cannot hold it. computing: token_budget and dtype of
+    predict_first.
     """
     done: dict[tuple[int, str], pd.Series] = {}
+    how = {"max_length": max_length, "truncation": truncation, "folder": folder, "auto": auto}
 
     def average(plan: list[tuple[int, str, float]], rows: pd.DataFrame) -> pd.Series:
         total = pd.Series(0.0, index=pd.Index(rows["id"], name="id"), name="p_a")
         for i, order, weight in plan:
             if (i, order) not in done:
-                done[i, order] = one_pass(model, tokenizer, rows, adapters[i], order, f"{i}-{order}", **how)
+                done[i, order] = one_pass(
+                    model, tokenizer, rows, adapters[i], order, f"{i}-{order}", computing, **how
+                )
             total += weight * done[i, order].loc[total.index]  # by id
         return total
 
@@ -124,17 +133,17 @@ def one_pass(
     adapter: TrainedAdapter,
     order: str,
     name: str,
+    computing: dict,
     *,
-    max_length: int = 2200,
-    truncation: str = "left",
-    folder: Path | None = None,
-    auto: bool = False,
-    **computing,
+    max_length: int,
+    truncation: str,
+    folder: Path | None,
+    auto: bool,
 ) -> pd.Series:
     """P(response_a wins) by one adapter that is shown the rows in `order`, with the ids as its index.
 
-    folder: where finished parts are kept under `name` (parts.py); None keeps none. auto: whether the
-    token budget is lowered where the GPU cannot hold it. computing: token_budget and dtype of predict_first.
+    name: of the parts in `folder`. computing["token_budget"] is lowered in place (memory.py). For the other
+    arguments see predict_pairs.
     """
     shown, p_first, loaded = table if order == "ab" else swapped(table), [], False
     for start in range(0, len(shown), PART):

@@ -19,11 +19,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from minarena import metrics, reliability
+from minarena.checkpoint import write_text
 from minarena.config import option, parse, run
 from minarena.data import TEXTS
 from minarena.files import read_pairs
 from minarena.page import COLOURS, FAINT, axes, details, forest, named, page, section, styled, table
-from minarena.parts import write_text
 from minarena.runs import Run, about, judge_name, judges_of, read_run
 
 SHOWN = 20  # mistakes, and flips

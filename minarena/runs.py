@@ -19,6 +19,7 @@ from minarena.batching import steps_per_epoch
 from minarena.config import first_line
 from minarena.data import TEXTS, file_record
 from minarena.files import read_frames, read_pairs
+from minarena.folders import check_folder
 from minarena.text import encode, load_tokenizer, repaired
 from minarena.tiny import byte_tokenizer, demo_pairs
 
@@ -83,7 +84,11 @@ def know_rows_(one: Run, more: list[pd.DataFrame]) -> None:
     if not there.all():
         one.note += f"The texts of {(~there).sum():,} held-out rows are not known (--data FILE). "
     try:
-        tokenizer = byte_tokenizer() if record["model"] == "tiny" else load_tokenizer(record["model"])
+        if record["model"] == "tiny":
+            tokenizer = byte_tokenizer()
+        else:
+            check_folder(record["model"])
+            tokenizer = load_tokenizer(record["model"])
         rows = encode(tokenizer, repaired(one.rows[there]), record["max_length"] + 1)  # one more than fits
         one.rows.loc[there, "cut"] = [len(row) > record["max_length"] for row in rows]
     except ValueError as error:

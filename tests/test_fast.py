@@ -139,6 +139,17 @@ def test_dropout_keeps_the_mean_and_the_backward_has_the_mask_of_the_forward(cou
         assert (parameter * parameter.grad).sum().item() == pytest.approx(y[:, :24].sum().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_residual_stream_stays_bf16_whatever_dtype_the_norms_are_stored_in(stored, tmp_path):
+    backbone = load_backbone(write_base("llama", tmp_path, dtype=stored), CPU, torch.bfloat16)
+    model = PreferenceModel(backbone, torch.nn.Identity(), torch.bfloat16)
+    attach_adapter_(model, AdapterConfig(r=6))
+    use_fast_path_(model)
+    layer, hidden = backbone.layers[0], torch.randn(16, 56, dtype=torch.bfloat16)
+    q, k, v = fast.before_attention(layer, hidden, *torch.randn(2, 16, 1, 16).bfloat16())
+    assert q.dtype == k.dtype == v.dtype == fast.after_attention(layer, hidden, q).dtype == torch.bfloat16
+
+
 def test_why_not_names_the_reason(tiny, monkeypatch):
     backbone = load_backbone(tiny, CPU, torch.float32)
     assert "GPU" in why_not(backbone, torch.bfloat16)
@@ -147,6 +158,11 @@ def test_why_not_names_the_reason(tiny, monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert reason in why_not(backbone, dtype)
     assert why_not(backbone, torch.bfloat16) == ""
+    for name, value in (("use_bidirectional_attention", True), ("attention_dropout", 0.1)):
+        before = getattr(backbone.config, name, None)
+        setattr(backbone.config, name, value)
+        assert "attention" in why_not(backbone, torch.bfloat16)
+        setattr(backbone.config, name, before)
     backbone.config.model_type = "mistral"
     assert "mistral" in why_not(backbone, torch.bfloat16)
     monkeypatch.undo()

@@ -16,7 +16,7 @@ import pytest
 from conftest import REPOSITORY
 
 FLOORS = [
-    ["config", "dist", "metrics", "reliability", "data", "snip", "int8", "lora", "attention"],
+    ["config", "metrics", "reliability", "data", "snip", "int8", "lora", "attention"],
     [
         "shards",
         "sources",
@@ -158,5 +158,5 @@ def test_nothing_is_swallowed_and_the_environment_is_read_in_one_place(path):
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), "a bare except"
     text = path.read_text()
     assert "simplefilter" not in text and "filterwarnings" not in text
-    assert path.stem == "dist" or ("os.environ" not in text and "getenv" not in text)
+    assert "os.environ" not in text and "getenv" not in text
     assert not re.search(r"\b(pickle|torch\.load)\b\s*[.(]", text)

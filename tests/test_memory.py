@@ -93,6 +93,16 @@ def test_without_dropout_the_result_is_that_of_a_gpu_with_room_up_to_rounding(wo
     np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
 
 
+def test_an_evaluation_that_does_not_fit_is_done_again_as_well(words, tmp_path, monkeypatch, capsys):
+    plain = trained(words, tmp_path / "plain")
+    with monkeypatch.context() as patch:
+        limit_memory(patch, tokens=10_000, fails=(7,))  # six steps, then the held-out rows
+        again = trained(words, tmp_path / "again")
+    assert "again, and from here on, with --token-budget 2048" in capsys.readouterr().err
+    first, second = (pd.read_parquet(out / "eval.parquet") for out in (plain, again))
+    pd.testing.assert_frame_equal(first, second, rtol=0, atol=1e-6)
+
+
 def test_a_typed_budget_is_kept_and_the_message_names_the_value_to_try(words, tmp_path, monkeypatch):
     plain, out = trained(words, tmp_path / "plain", "--token-budget", "512"), tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -175,6 +185,8 @@ def test_inference_lowers_its_budget_too_and_predicts_the_same(runs, tmp_path, s
     with monkeypatch.context() as patch:
         tried = limit_memory(patch, tokens=1200)
         infer.main([*words, str(tmp_path / "lowered.parquet")])
+        fits = [size <= 1200 for size in tried]
+        assert all(fits[fits.index(True) :])  # the next part and the next adapter begin with what did fit
         with pytest.raises(MemoryError, match="micro-batches of 4,000 tokens: try --token-budget 2000"):
             infer.main([*words, str(tmp_path / "typed.parquet"), "--token-budget", "4000"])
     assert max(tried) > 1200 and not (tmp_path / "typed.parquet").exists()
