@@ -211,7 +211,9 @@ def build(config: TrainConfig, device: torch.device):
     return model, adapter, tokenizer, dtype
 
 
-def evaluate(model, held_out: pd.DataFrame, eval_rows: list, computing: dict, auto: bool):
+def evaluate(
+    model, held_out: pd.DataFrame, eval_rows: list, computing: dict, auto: bool
+) -> tuple[dict, pd.DataFrame]:
     """(scores of ab, ba and their mean, the table of eval.parquet). All are about the table's response_a."""
     p_first = []
     for shown, order in zip(eval_rows, ("ab", "ba"), strict=True):

@@ -11,7 +11,6 @@ import csv
 import gzip
 import io
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from minarena.config import first_line
+from minarena.config import first_line, say
 from minarena.data import TEXTS, swapped
 from minarena.sources import from_chosen, layout, shown
 
@@ -51,7 +50,7 @@ def read_pairs(
     double = table["id"].duplicated()
     repeated = double & table["made_id"]  # an id made of the texts: the same pair again, not a mistake
     if repeated.any():
-        print(f"{repeated.sum():,} pairs are repeated: the first of each is used", file=sys.stderr)
+        say(f"{repeated.sum():,} pairs are repeated: the first of each is used")
     for _, second in table[double & ~repeated].head(1).iterrows():
         first = table[table["id"] == second["id"]].iloc[0]
         where = f"{second['file']}: row {second['row']}, column id"
@@ -93,7 +92,7 @@ def read_file(path: str, ties: str | None, limit: int | None, bar) -> tuple[pd.D
     table = dealt(table) if convert is from_chosen else table
     reasons = "".join(f"; {count:,} {reason}" for reason, count in unused.items() if count)
     name = convert.__name__.removeprefix("from_")
-    print(f"{path}: {name} layout, {rows:,} rows read, {len(table):,} used{reasons}", file=sys.stderr)
+    say(f"{path}: {name} layout, {rows:,} rows read, {len(table):,} used{reasons}")
     return table, rows
 
 

@@ -71,9 +71,8 @@ def load_backbone(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report lists the unused LM head; what is missing we check
     try:
-        config = AutoConfig.from_pretrained(
-            name, trust_remote_code=False
-        )  # None would ask, and run it on `y`
+        # not None, which would ask whether to run a folder's code, and run it on `y`
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         vars(config).pop("transformers_weights", None)  # a file of any kind, to be taken as the weights
         method = getattr(config, "quantization_config", None)
         if method is not None and not method.get("load_in_8bit"):

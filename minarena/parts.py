@@ -10,14 +10,13 @@ holds the ids of its rows, and is not taken for other rows.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from minarena.checkpoint import ASIDE, put_in_place, write_text, writing
-from minarena.config import first_line
+from minarena.config import first_line, say
 from minarena.resume import read_record
 
 PART = 10_000  # rows: some minutes of a 9B on one GPU, the most that an interruption costs
@@ -35,7 +34,7 @@ def open_parts(folder: str, run: dict) -> Path:
                 f"{folder} holds parts of a run with another {other[0]}: restore it, or delete that"
             )
         done = len([*path.glob("*.parquet")])
-        print(f"{folder}: going on; {done} parts are done already", file=sys.stderr)
+        say(f"{folder}: going on; {done} parts are done already")
     else:
         path.mkdir(exist_ok=True)
         for stray in path.glob("*.parquet"):  # without their record nobody knows whose they are
@@ -53,7 +52,7 @@ def stored_part(folder: Path | None, name: str, ids: pd.Series) -> np.ndarray | 
         stored = pd.read_parquet(path, page_checksum_verification=True)
         return stored["p"].to_numpy() if list(stored["id"]) == list(ids) else None
     except Exception as error:  # of a damaged file pyarrow raises many kinds
-        print(f"{path} is damaged ({first_line(error)}): computed again", file=sys.stderr)
+        say(f"{path} is damaged ({first_line(error)}): computed again")
         return None
 
 

@@ -13,14 +13,13 @@ predictions back by position, and then reported that pseudo-labels did not help.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from minarena.config import InferConfig, first_line
+from minarena.config import InferConfig, first_line, say
 from minarena.data import TEXTS, file_record
 from minarena.files import read_frames, read_pairs
 from minarena.parts import write_whole
@@ -53,7 +52,7 @@ def unlabelled(config: InferConfig) -> pd.DataFrame:
     known = set().union(*map(prompts, config.exclude))
     excluded = table["prompt"].str.strip().isin(known)
     if config.exclude:
-        print(f"{excluded.sum():,} rows have a prompt that is in --exclude: left out", file=sys.stderr)
+        say(f"{excluded.sum():,} rows have a prompt that is in --exclude: left out")
     if excluded.all():
         raise ValueError("--data: no row is left to label: see --exclude")
     return table[~excluded]
