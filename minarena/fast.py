@@ -1,16 +1,16 @@
 """The fast path of one GPU: packed rows, int8 weights and LoRA in one product, two compiled regions a layer.
 
     before_attention   norm, q k v with LoRA, rotary positions            compiled
-    packed_attention   library products, or flash attention               attention.py
+    attend             flash attention, or with a soft-cap kernels.py     one kernel, two in the backward
     after_attention    o, norms, the gated MLP, residuals, all with LoRA  compiled
 
 What it saves, in the order of what it is worth: padding (rows lie one after the other), eager attention,
 layers recomputed for want of memory (the compiler keeps the outputs of large products and computes the cheap
-rest again), a kernel for each small operation, LoRA's passes over the largest tensors. It is another way to
-the same numbers: the weights are transformers' modules in place, and its own layers (PreferenceModel.forward)
-are the reference that the tests compare with, logits and gradients. Gemma-2, Gemma-3, Llama and Qwen2 differ
-in three places of a layer, so that one page serves all four. What it does not do: fp16 or fp32 on a GPU,
-bitsandbytes' LLM.int8 product, other families.
+rest again), a kernel for each small operation, LoRA's passes over the largest tensors, and with a small base
+the launches themselves (graphs.py). It is another way to the same numbers: the weights are transformers'
+modules in place, and its own layers (PreferenceModel.forward) are the reference that the tests compare with,
+logits and gradients. Gemma-2, Gemma-3, Llama and Qwen2 differ in three places of a layer, so that one page
+serves all four. What it does not do: fp16 or fp32 on a GPU, bitsandbytes' LLM.int8 product, other families.
 """
 
 import functools
@@ -21,15 +21,16 @@ import numpy as np
 import torch
 import torch._functorch.config as partitioner  # what the compiler keeps for the backward
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from minarena.attention import packed_attention
+from minarena.attention import flash, plain
 from minarena.config import say
 from minarena.int8 import Int8Linear
+from minarena.joined import base_of, joined_weights, project
 from minarena.lora import PROJECTIONS, LoRALinear
-from minarena.packing import balanced, collate_packed
+from minarena.packing import Packed, balanced, collate_packed
 
+SMALL = 2048  # a base with fewer numbers a token (hidden_size) has kernels shorter than their launches
 FAMILIES = ("gemma2", "gemma3_text", "llama", "qwen2")
 
 
@@ -84,6 +85,10 @@ def fit_layers_(model: nn.Module, tokens: int, longest: int) -> None:
     config, tokens = backbone.config, max(tokens, longest)
     if model.fast:
         model.recomputed = recomputed_layers(backbone, tokens, free)
+        if config.hidden_size < SMALL and not model.recomputed:
+            from minarena.graphs import use_graphs_  # a large base needs none of it
+
+            use_graphs_(model, logits_of_packed)
         return
     saved = 2 * (24 * config.hidden_size + 10 * config.intermediate_size)  # bytes a token that a layer keeps
     if getattr(config, "attn_logit_softcapping", None):  # eager attention keeps (heads, T, T) several times
@@ -105,22 +110,39 @@ def recomputed_layers(backbone: nn.Module, tokens: int, free: int) -> int:
 
 def packed_logits(model: nn.Module, rows: Sequence[np.ndarray]) -> Tensor:
     """Logits (B, 2), fp32, of B rows of token ids."""
+    device = model.model.get_input_embeddings().weight.device
+    return logits_of_packed(model, collate_packed(rows, device))[: len(rows)]
+
+
+def logits_of_packed(model: nn.Module, rows: Packed) -> Tensor:
+    """Logits (B, 2), fp32; reads nothing from the GPU, and no number of a tensor on it decides a launch."""
     backbone, training = model.model, torch.is_grad_enabled()
-    device = backbone.get_input_embeddings().weight.device
-    ids, positions, last, ends, lengths = collate_packed(rows, device)
-    hidden = backbone.get_input_embeddings()(ids).to(model.residual_dtype)  # (N, C)
-    rotary = rotations(backbone, hidden, positions)
+    hidden = backbone.get_input_embeddings()(rows.ids).to(model.residual_dtype)  # (N, C)
+    rotary = rotations(backbone, hidden, rows.positions)
+    seeds = dropout_seeds(backbone, model.training and training)
     for i, layer in enumerate(backbone.layers):
         if training and not hidden.requires_grad and isinstance(layer.self_attn.q_proj, LoRALinear):
             hidden.requires_grad_()  # so that the first layer's graph is every layer's
-        kept = last if i + 1 == len(backbone.layers) else None
-        arguments = (layer, hidden, *rotary[i], lengths, ends, kept)
+        kept = rows.last if i + 1 == len(backbone.layers) else None
+        arguments = (layer, hidden, *rotary[i], seeds[i], rows, kept)
         if training and i < model.recomputed:
-            hidden = checkpoint(decoder_layer, *arguments, use_reentrant=False)
+            # dropout is a function of the seeds: there is no generator's state to go back to
+            hidden = checkpoint(decoder_layer, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
             hidden = decoder_layer(*arguments)
-    with torch.autocast(device.type, enabled=False):  # head and logits are fp32 whatever surrounds them
-        return model.score(normed(backbone.norm, hidden[: len(rows)]).float())
+    with torch.autocast(hidden.device.type, enabled=False):  # head and logits: fp32 whatever surrounds them
+        return model.score(normed(backbone.norm, hidden).float())
+
+
+def dropout_seeds(backbone: nn.Module, training: bool) -> Sequence[Tensor | None]:
+    """Of each layer: four numbers for its four products, or None where nothing is dropped."""
+    tuned = [layer.self_attn.q_proj for layer in backbone.layers]
+    drops = [isinstance(m, LoRALinear) and m.dropout.p > 0 for m in tuned]
+    if not (training and any(drops)):
+        return [None] * len(tuned)
+    limits, device = torch.iinfo(torch.int32), backbone.get_input_embeddings().weight.device
+    size = (len(tuned), 4)
+    return torch.randint(limits.min, limits.max, size, dtype=torch.int32, device=device).unbind()
 
 
 def rotations(backbone: nn.Module, hidden: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -139,41 +161,48 @@ def decoder_layer(
     hidden: Tensor,
     cos: Tensor,
     sin: Tensor,
-    lengths: list[int],
-    ends: Tensor,
+    seeds: Tensor | None,
+    rows: Packed,
     kept: Tensor | None,
 ) -> Tensor:
     """hidden (N, C) -> (N, C). kept: tokens whose output is wanted; the last layer needs one a row."""
-    attention = layer.self_attn
-    q, k, v = compiled(before_attention)(layer, hidden, cos, sin)
+    q, k, v = compiled(before_attention)(layer, seeds, hidden, cos, sin)
+    out = attend(layer.self_attn, q, k, v, rows)
+    if kept is not None:
+        hidden, out = hidden[kept], out[kept]
+    return compiled(after_attention)(layer, seeds, hidden, out)
+
+
+def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, rows: Packed) -> Tensor:
+    """q (N, K, G, D), k and v (N, K, D) -> (N, K, G, D), with the settings of transformers' module."""
     softcap = getattr(attention, "attn_logit_softcapping", None)
     window = getattr(attention, "sliding_window", None)
-    out = packed_attention(q, k, v, lengths, ends, attention.scaling, softcap, window)
-    if kept is not None:
-        hidden, out = hidden[kept], at(out, kept)
-    return compiled(after_attention)(layer, hidden, out)
+    if not q.is_cuda:
+        return plain(q, k, v, rows.lengths, attention.scaling, softcap, window)
+    if not softcap:
+        return flash(q, k, v, rows.ends, len(rows.ids), attention.scaling, window)
+    from minarena.kernels import CappedAttention  # its compiler comes with PyTorch for GPUs only
 
-
-def at(out: Tensor, kept: Tensor) -> Tensor:
-    """out[kept], in the same order of memory as out, on which the compiled region depends"""
-    return out.transpose(0, 1)[:, kept].transpose(0, 1) if out.stride(0) < out.stride(1) else out[kept]
+    return CappedAttention.apply(q, k, v, rows.tiles, attention.scaling, softcap, window)
 
 
 def before_attention(
-    layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor
+    layer: nn.Module, seeds: Tensor | None, hidden: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q (N, K, G, D), k and v (N, K, D) of K heads of keys and G heads of queries to each."""
     attention, N, D = layer.self_attn, hidden.size(0), layer.self_attn.head_dim
     linears = attention.q_proj, attention.k_proj, attention.v_proj
-    qkv = project(linears, attention.joined, normed(layer.input_layernorm, hidden))
+    qkv = project(linears, attention.joined, normed(layer.input_layernorm, hidden), seed_of(seeds, 0))
     widths = [base_of(linear).out_features for linear in linears]
     q, k, v = (x.view(N, -1, D) for x in qkv.split(widths, dim=-1))
     if hasattr(attention, "q_norm"):  # Gemma-3
         q, k = attention.q_norm(q), attention.k_norm(k)
     q, k = rotated(q, cos, sin), rotated(k, cos, sin)
-    # written in the order of memory that packed_attention works in, by the kernel that rotates
-    q = q.view(N, k.size(1), -1, D).transpose(0, 1).contiguous().transpose(0, 1)
-    return q, k, v.contiguous()
+    return q.view(N, k.size(1), -1, D), k, v.contiguous()
+
+
+def seed_of(seeds: Tensor | None, product: int) -> Tensor | None:
+    return None if seeds is None else seeds[product]
 
 
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
@@ -190,99 +219,34 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def after_attention(layer: nn.Module, hidden: Tensor, out: Tensor) -> Tensor:
+def after_attention(layer: nn.Module, seeds: Tensor | None, hidden: Tensor, out: Tensor) -> Tensor:
     """hidden (N, C), out (N, K, G, D) -> (N, C)"""
     attention, mlp = layer.self_attn, layer.mlp
-    out = project([attention.o_proj], base_of(attention.o_proj), out.reshape(hidden.size(0), -1))
+    out = out.reshape(hidden.size(0), -1)
+    out = project([attention.o_proj], base_of(attention.o_proj), out, seed_of(seeds, 1))
     gemma = hasattr(layer, "pre_feedforward_layernorm")  # norms after attention and MLP, too
     if gemma:
         out = normed(layer.post_attention_layernorm, out)
     hidden = hidden + out
     x = normed(layer.pre_feedforward_layernorm if gemma else layer.post_attention_layernorm, hidden)
-    gate, up = project([mlp.gate_proj, mlp.up_proj], mlp.joined, x).chunk(2, dim=-1)
-    x = project([mlp.down_proj], base_of(mlp.down_proj), mlp.act_fn(gate) * up)
+    gate_up = project([mlp.gate_proj, mlp.up_proj], mlp.joined, x, seed_of(seeds, 2))
+    gate, up = gate_up.chunk(2, dim=-1)
+    x = project([mlp.down_proj], base_of(mlp.down_proj), mlp.act_fn(gate) * up, seed_of(seeds, 3))
     return hidden + (normed(layer.post_feedforward_layernorm, x) if gemma else x)
 
 
-def project(linears: Sequence[nn.Module], base: Int8Linear, x: Tensor) -> Tensor:
-    """x (N, in) -> (N, out): projections of one input x, their outputs side by side; base: their weights.
-
-    One dropout mask serves them all, as in the authors' own code for projections of one input
-    (https://github.com/microsoft/LoRA, MergedLinear): x is read once, and their A are one product.
-    """
-    first = linears[0]
-    if not isinstance(first, LoRALinear):  # a layer below --freeze-layers
-        y = F.linear(x, dequantized(base.weight, base.SCB, x.dtype))
-        return y if base.bias is None else y + base.bias.to(y.dtype)
-    A = (torch.cat([linear.lora_A.weight for linear in linears]) * first.scaling).to(x.dtype)  # (n R, in)
-    B = torch.block_diag(*(linear.lora_B.weight for linear in linears)).to(x.dtype)  # (out, n R)
-    if torch.is_grad_enabled():
-        u = F.linear(F.dropout(x, first.dropout.p, first.training), A)  # (N, n R)
-        y = JoinedProduct.apply(x, u, base.weight, base.SCB, B)
-    else:  # without dropout the merged weight does, and costs as much as a few dozen tokens
-        y = F.linear(x, (dequantized(base.weight, base.SCB, torch.float32) + B @ A).to(x.dtype))
-    return y if base.bias is None else y + base.bias.to(y.dtype)
-
-
-class JoinedProduct(torch.autograd.Function):
-    """x W^T + u B^T as one product, [x | u] [W | B]^T, and the gradients of x and u as one.
-
-    x (N, in), u (N, R), CB (out, in) int8 and SCB (out,) of W, B (out, R); returns (N, out). LoRA apart would
-    be another product and another pass over the largest tensors of a layer. Kept for the backward: int8,
-    never W.
-    """
-
-    @staticmethod
-    def forward(ctx, x, u, CB, SCB, B):
-        ctx.save_for_backward(u, CB, SCB, B)
-        return F.linear(torch.cat([x, u], dim=1), joined(CB, SCB, B))
-
-    @staticmethod
-    def backward(ctx, grad):
-        u, CB, SCB, B = ctx.saved_tensors
-        dx, du = (grad @ joined(CB, SCB, B)).split([CB.size(1), B.size(1)], dim=1)
-        return dx, du, None, None, grad.T @ u
-
-
-def joined(CB: Tensor, SCB: Tensor, B: Tensor) -> Tensor:
-    """[W | B] (out, in + R) in B's dtype: the compiler writes it in one pass."""
-    return torch.cat([dequantized(CB, SCB, B.dtype), B], dim=1)
-
-
-def dequantized(CB: Tensor, SCB: Tensor, dtype: torch.dtype) -> Tensor:
-    """int8.dequantize as the compiler wants it: it fuses the two steps, nothing in fp32 is written."""
-    return (CB * (SCB / 127).unsqueeze(1)).to(dtype)
-
-
-def base_of(linear: nn.Module) -> nn.Module:
-    return linear.base_layer if isinstance(linear, LoRALinear) else linear
-
-
-def joined_weights(linears: Sequence[nn.Module]) -> Int8Linear:
-    """The int8 weights of projections that share an input as one matrix, of which theirs become parts."""
-    bases = [base_of(linear) for linear in linears]
-    bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
-    CB, SCB = (torch.cat([getattr(base, name) for base in bases]) for name in ("weight", "SCB"))
-    both, start = Int8Linear(CB, SCB, bias), 0
-    for base in bases:
-        part = slice(start, start + base.out_features)
-        base.weight, base.SCB = both.weight[part], both.SCB[part]
-        start += base.out_features
-    return both
-
-
 def compiled(region: Callable) -> Callable:
-    """`region` whose tensors have any number of tokens (dimension 0): one graph for all of them.
+    """`region(layer, seeds, *tensors)`, one graph for any number of tokens (dimension 0 of the tensors).
 
     Not `dynamic=True`: that makes the floats (eps, alpha / r) inputs as well, for which the compiler builds
     kernels on the CPU.
     """
     fused = fused_region(region)
 
-    def run(layer: nn.Module, *tensors: Tensor):
+    def run(layer: nn.Module, seeds: Tensor | None, *tensors: Tensor):
         for tensor in tensors:
             torch._dynamo.mark_dynamic(tensor, 0)
-        return fused(layer, *tensors)
+        return fused(layer, seeds, *tensors)
 
     return run
 

@@ -1,17 +1,20 @@
 """Packed micro-batches: rows one after the other, without padding, for the fast path.
 
     for chosen in balanced([len(row) for row in rows], token_budget):
-        ids, positions, last, ends, lengths = collate_packed([rows[i] for i in chosen], device)
+        packed = collate_packed([rows[i] for i in chosen], device)
 
 What batching.py is to padded rows. Which rows a step sees is batching.py's alone.
 """
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+TILE = 128  # tokens of a tile, the unit in which kernels.py deals with rows
 
 
 def balanced(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
@@ -35,25 +38,44 @@ def balanced(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
     return [np.array(batch) for batch in batches if batch]
 
 
-def collate_packed(
-    rows: Sequence[np.ndarray], device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
-    """Rows one after the other: ids (N,), positions (N,), last (B,), ends (B + 1,), and tokens of each row.
+@dataclass
+class Packed:
+    """A micro-batch of B rows, one after the other, N tokens in all."""
 
-    last: where each row's last real token is (B at least 2: a single row stands there twice, for a batch of
-    one would be a graph of its own). ends: 0 and the running sum of the rows' tokens, int32. Rows are filled
-    up to a multiple of 8 tokens, after their end, where nothing that is used looks: so all matrices of a row
-    begin at a multiple of 16 bytes, without which a GPU's products are slow.
+    ids: Tensor  # (N,) token ids
+    positions: Tensor  # (N,) of a token in its row, from 0
+    last: Tensor  # (B,) where each row's last real token is
+    ends: Tensor  # (B + 2,) int32: 0 and the running sum of the rows' tokens; then N again
+    tiles: Tensor  # (tiles, 3) int32: start and end of a row, and where a tile of TILE tokens of it begins
+    lengths: list[int]  # tokens of each row; they sum to N
+
+
+def collate_packed(
+    rows: Sequence[np.ndarray], device: torch.device | str = "cpu", tokens: int = 0, count: int = 2
+) -> Packed:
+    """Rows of token ids as one micro-batch on the device.
+
+    Rows are filled up to a multiple of 8 tokens, after their end, where nothing that is used looks: so all
+    matrices of a row begin at a multiple of 16 bytes, without which a GPU's products are slow. tokens, count:
+    N and B are at least that (a row more than was given is a tail that nobody looks at; `last` repeats
+    itself), so that micro-batches of other sizes have the same shapes. B is at least 2, for a batch of one
+    would be a graph of its own.
     """
     lengths = [-(-len(row) // 8) * 8 for row in rows]
-    ends = np.cumsum([0, *lengths])
-    ids, positions = np.zeros((2, ends[-1]), dtype=np.int64)
-    for row, start, length in zip(rows, ends, lengths, strict=False):
-        ids[start : start + len(row)] = row
+    lengths += [tokens - sum(lengths)] * (sum(lengths) < tokens)
+    starts, count = np.cumsum([0, *lengths]), max(count, len(rows))
+    ids, positions = np.zeros((2, starts[-1]), dtype=np.int64)
+    tiles = np.zeros((starts[-1] // TILE + count + 1, 3), dtype=np.int32)
+    of_rows = []
+    for start, length in zip(starts, lengths, strict=False):
         positions[start : start + length] = np.arange(length)
-    last = np.resize(ends[:-1] + [len(row) - 1 for row in rows], max(2, len(rows)))
-    tensors = [torch.from_numpy(x) for x in (ids, positions, last, ends.astype(np.int32))]
+        of_rows += [(start, start + length, first) for first in range(start, start + length, TILE)]
+    tiles[: len(of_rows)] = of_rows
+    for row, start in zip(rows, starts, strict=False):
+        ids[start : start + len(row)] = row
+    last = np.resize(starts[: len(rows)] + [len(row) - 1 for row in rows], count)
+    ends = np.pad(starts, (0, count + 2 - len(starts)), mode="edge").astype(np.int32)
+    tensors = [torch.from_numpy(x) for x in (ids, positions, last, ends, tiles)]
     if torch.device(device).type == "cuda":  # from pinned memory the copy does not wait for the GPU
         tensors = [tensor.pin_memory() for tensor in tensors]
-    ids, positions, last, ends = (tensor.to(device, non_blocking=True) for tensor in tensors)
-    return ids, positions, last, ends, lengths
+    return Packed(*(tensor.to(device, non_blocking=True) for tensor in tensors), lengths)

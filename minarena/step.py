@@ -115,6 +115,29 @@ def seed_dropout(seed: int, step: int, rank: int = 0) -> None:
     )
 
 
+def accumulate_(
+    model: nn.Module,
+    rows: Sequence[np.ndarray],
+    p_first: Tensor,
+    weights: Tensor,
+    label_smoothing: float,
+    *,
+    pad_id: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Add the gradient of sum(weights * cross-entropy) of one micro-batch; returns that sum, detached.
+
+    p_first and weights (rows,), on the CPU.
+    """
+    device = next(model.parameters()).device
+    p_first, weights = (x.to(device, non_blocking=True) for x in (p_first, weights))
+    with without_cudnn_attention():
+        logits = logits_of(model, rows, pad_id, dtype)
+        loss = (preference_loss(logits, p_first, label_smoothing) * weights).sum()
+        loss.backward()
+    return loss.detach()
+
+
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -136,20 +159,15 @@ def train_step(
     micro-batch adds its SUM divided by the weights of the whole step, so unequal micro-batches do not count
     equally. Raises FloatingPointError before the weights are touched when a number is bad.
     """
-    device = next(model.parameters()).device
     w = torch.ones(len(rows)) if row_weights is None else torch.as_tensor(row_weights, dtype=torch.float32)
-    total = w.sum().item()
+    target, w = torch.as_tensor(p_first, dtype=torch.float32), w / w.sum()
     model.train()
     optimizer.zero_grad(set_to_none=False)  # gradients have their place (flat_)
-    loss = torch.zeros((), device=device)
+    loss = torch.zeros((), device=next(model.parameters()).device)
+    add = getattr(model, "accumulate", None) or accumulate_
     for chosen in batches(model, rows, token_budget):
-        target = torch.as_tensor(p_first[chosen], dtype=torch.float32).to(device, non_blocking=True)
-        with without_cudnn_attention():
-            logits = logits_of(model, [rows[i] for i in chosen], pad_id, dtype)
-            losses = preference_loss(logits, target, label_smoothing)
-            part = (losses * w[chosen].to(device, non_blocking=True)).sum() / total
-            part.backward()
-        loss += part.detach()
+        part = [rows[i] for i in chosen], target[chosen], w[chosen]
+        loss += add(model, *part, label_smoothing, pad_id=pad_id, dtype=dtype)
     tuned = [p for group in optimizer.param_groups for p in group["params"]]
     grad_norm = nn.utils.clip_grad_norm_(tuned, max_grad_norm or float("inf"))
     loss, grad_norm = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minarena.batching import collate, micro_batches, rows_of_step, steps_per_epoch
-from minarena.packing import balanced, collate_packed
+from minarena.packing import TILE, balanced, collate_packed
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 100])
@@ -72,9 +72,35 @@ def test_packed_micro_batches_are_alike_in_tokens():
 
 def test_packed_rows_lie_one_after_the_other_each_from_a_multiple_of_8():
     rows = [np.arange(5, 15), np.array([3]), np.arange(20, 28)]
-    ids, positions, last, ends, lengths = collate_packed(rows)
-    assert lengths == [16, 8, 8] and ends.tolist() == [0, 16, 24, 32] and last.tolist() == [9, 16, 31]
-    for row, start in zip(rows, ends, strict=False):
-        assert ids[start : start + len(row)].tolist() == row.tolist()
-        assert positions[start : start + len(row)].tolist() == list(range(len(row)))
-    assert collate_packed(rows[:1])[2].tolist() == [9, 9]  # a row by itself stands there twice
+    packed = collate_packed(rows)
+    assert packed.lengths == [16, 8, 8] and packed.last.tolist() == [9, 16, 31]
+    assert packed.ends.tolist() == [0, 16, 24, 32, 32]
+    for row, start in zip(rows, packed.ends, strict=False):
+        assert packed.ids[start : start + len(row)].tolist() == row.tolist()
+        assert packed.positions[start : start + len(row)].tolist() == list(range(len(row)))
+    assert collate_packed(rows[:1]).last.tolist() == [9, 9]  # a row by itself stands there twice
+
+
+def test_packed_shapes_depend_on_the_numbers_asked_for_alone():
+    shapes = set()
+    for rows in ([np.arange(300), np.arange(9)], [np.arange(90)] * 5, [np.arange(504)]):
+        packed = collate_packed(rows, tokens=512, count=6)
+        assert sum(packed.lengths) == packed.ends[-1] == 512
+        assert packed.last[: len(rows)].tolist() == [
+            int(packed.ends[i]) + len(r) - 1 for i, r in enumerate(rows)
+        ]
+        shapes.add(
+            tuple(
+                tuple(getattr(packed, name).shape) for name in ("ids", "positions", "last", "ends", "tiles")
+            )
+        )
+    assert len(shapes) == 1
+
+
+def test_tiles_cover_each_row_once_and_nothing_else():
+    packed = collate_packed([np.arange(n) for n in (300, 128, 5, 129)], tokens=1024, count=8)
+    covered = np.zeros(1024, dtype=int)
+    for start, end, first in packed.tiles.tolist():
+        covered[first : min(first + TILE, end)] += 1
+        assert (start, end) in {(0, 304), (304, 432), (432, 440), (440, 576), (576, 1024), (0, 0)}
+    assert (covered == 1).all()

@@ -18,13 +18,15 @@ from bases import FAMILIES, write_base
 from helpers import CPU, adapted
 
 import train
-from minarena import attention, fast
+from minarena import fast
 from minarena.adapter import AdapterConfig, attach_adapter_
 from minarena.batching import collate
-from minarena.fast import project, recomputed_layers, take_fast_path_, use_fast_path_, why_not
+from minarena.fast import recomputed_layers, take_fast_path_, use_fast_path_, why_not
 from minarena.int8 import Int8Linear
+from minarena.joined import dropped, project
 from minarena.lora import LoRALinear
 from minarena.model import PreferenceModel, load_backbone
+from minarena.packing import collate_packed
 from minarena.step import make_optimizer, predict_first, train_step
 
 ROWS = [np.random.default_rng(n).integers(4, 255, n, dtype=np.int32) for n in (37, 5, 64, 21, 40)]
@@ -37,9 +39,8 @@ WINDOW = dict(  # shorter than the rows; every other layer
 
 @pytest.fixture(autouse=True)
 def uncompiled(monkeypatch):
-    """Regions as they are; blocks shorter than the rows; the compiler's settings restored."""
+    """Regions as they are; the compiler's settings restored."""
     monkeypatch.setattr(fast, "fused_region", lambda region: region)
-    monkeypatch.setattr(attention, "BLOCK", 16)
     for name in dir(fast.partitioner):
         if name == "aggressive_recomputation" or name.startswith("ban_recompute"):
             monkeypatch.setattr(fast.partitioner, name, getattr(fast.partitioner, name))
@@ -83,6 +84,15 @@ def test_packed_equals_padded_equals_one_row_at_a_time(base, budget):
     assert_same(alone, padded)
     use_fast_path_(model)
     assert_same(results(model, budget), padded)
+
+
+def test_a_tail_that_fills_a_micro_batch_up_changes_nothing(base):
+    model, _ = adapted(base)
+    use_fast_path_(model)
+    wanted = fast.packed_logits(model.eval(), ROWS)
+    filled = fast.logits_of_packed(model, collate_packed(ROWS, tokens=512, count=8))
+    assert filled.shape == (8, 2)
+    torch.testing.assert_close(filled[: len(ROWS)], wanted)
 
 
 def test_layers_that_are_recomputed_or_frozen_change_nothing(base):
@@ -130,13 +140,45 @@ def test_dropout_keeps_the_mean_and_the_backward_has_the_mask_of_the_forward(cou
     for linear in linears:
         torch.nn.init.normal_(linear.lora_B.weight)
     base, x = Int8Linear(CB, torch.ones(len(CB))), torch.rand(512, 40).requires_grad_()
-    y = project([linear.train() for linear in linears], base, x)
+    y = project(linears, base, x, torch.tensor(7, dtype=torch.int32))
     clean = torch.cat([linear.eval()(x) for linear in linears], dim=-1).detach()
     assert (y - clean).abs().max() > 0.5  # something was dropped
     assert (y.mean(0) - clean.mean(0)).abs().max() < 0.15 * clean.mean(0).abs().max()
     y[:, :24].sum().backward()
     for parameter in (linears[0].lora_A.weight, linears[0].lora_B.weight):  # y is linear in each of them
         assert (parameter * parameter.grad).sum().item() == pytest.approx(y[:, :24].sum().item(), rel=1e-4)
+
+
+def test_dropouts_hash_is_as_good_as_independent_coins():
+    """Frequencies of one element, and of pairs at many distances, of two seeds, and of rows and columns."""
+    p, shape, one = 0.25, (1024, 768), torch.ones(1024, 768)
+    seeds = torch.tensor([0, 1, 2, -5, 2**31 - 1, 123456789], dtype=torch.int32)
+    zero = torch.stack([dropped(one, p, seed) == 0 for seed in seeds]).double()
+    assert torch.allclose(dropped(one, p, seeds[3]), torch.where(zero[3] == 1, 0.0, 1 / (1 - p)))
+    n = one.numel()
+    sigma = (p * (1 - p) / n) ** 0.5
+    assert ((zero.mean((1, 2)) - p).abs() < 5 * sigma).all()
+    for dim, count in ((1, shape[1]), (2, shape[0])):  # each column's and each row's own frequency
+        spread = (zero.mean(dim) - p) / (p * (1 - p) / shape[dim - 1]) ** 0.5
+        assert spread.abs().max() < 6 and spread.std().item() == pytest.approx(1, abs=0.1), count
+    centred = (zero - p).flatten(1) / (p * (1 - p)) ** 0.5
+    for distance in [1, 2, 3, 4, 8, 32, 64, 128, 767, 768, 769, 1536, 4096]:
+        products = (centred[:, :-distance] * centred[:, distance:]).mean(1)
+        assert products.abs().max() < 5 / n**0.5, distance
+    between = centred @ centred.T / n - torch.eye(len(seeds))
+    assert between.abs().max() < 5 / n**0.5
+
+
+def test_dropout_is_drawn_anew_for_each_step_layer_and_product(tiny):
+    model, _ = adapted(tiny, dropout=0.5)
+    torch.manual_seed(1)
+    first, again = (torch.stack(fast.dropout_seeds(model.model, True)) for _ in range(2))
+    torch.manual_seed(1)
+    same = torch.stack(fast.dropout_seeds(model.model, True))
+    assert first.shape == (2, 4) and len({*first.flatten().tolist(), *again.flatten().tolist()}) == 16
+    assert torch.equal(first, same)
+    assert fast.dropout_seeds(model.model, False) == [None, None]
+    assert fast.dropout_seeds(adapted(tiny, dropout=0.0)[0].model, True) == [None, None]
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
@@ -146,8 +188,10 @@ def test_the_residual_stream_stays_bf16_whatever_dtype_the_norms_are_stored_in(s
     attach_adapter_(model, AdapterConfig(r=6))
     use_fast_path_(model)
     layer, hidden = backbone.layers[0], torch.randn(16, 56, dtype=torch.bfloat16)
-    q, k, v = fast.before_attention(layer, hidden, *torch.randn(2, 16, 1, 16).bfloat16())
-    assert q.dtype == k.dtype == v.dtype == fast.after_attention(layer, hidden, q).dtype == torch.bfloat16
+    q, k, v = fast.before_attention(layer, None, hidden, *torch.randn(2, 16, 1, 16).bfloat16())
+    assert (
+        q.dtype == k.dtype == v.dtype == fast.after_attention(layer, None, hidden, q).dtype == torch.bfloat16
+    )
 
 
 def test_why_not_names_the_reason(tiny, monkeypatch):

@@ -12,11 +12,16 @@ from bases import write_base
 from helpers import adapted
 
 from minarena.adapter import AdapterConfig, attach_adapter_
+from minarena.attention import plain
 from minarena.checkpoint import save_checkpoint
-from minarena.fast import compiled, project, use_fast_path_, why_not
+from minarena.fast import compiled, logits_of_packed, use_fast_path_, why_not
+from minarena.graphs import use_graphs_
 from minarena.int8 import DequantizedProduct, Int8Linear
+from minarena.joined import project
+from minarena.kernels import CappedAttention
 from minarena.lora import LoRALinear
 from minarena.model import PreferenceModel, load_backbone
+from minarena.packing import collate_packed
 from minarena.resume import restore_
 from minarena.step import make_optimizer, predict_first, train_step
 from minarena.text import encode
@@ -184,11 +189,69 @@ def test_the_backward_draws_the_dropout_mask_of_the_forward():
         LoRALinear(Int8Linear(torch.zeros(96, 160, dtype=torch.int8), torch.ones(96)), 8, 16, 0.5).cuda()
     ]
     torch.nn.init.normal_(linears[0].lora_B.weight)
-    region = compiled(lambda module, x: project([module], module.base_layer, x))
+    region = compiled(lambda module, seed, x: project([module], module.base_layer, x, seed))
     x = torch.randn(64, 160, device="cuda").requires_grad_()
-    y = region(linears[0].train(), x).sum()
+    y = region(linears[0].train(), torch.tensor(7, dtype=torch.int32, device="cuda"), x).sum()
     y.backward()
     A, B = linears[0].lora_A.weight, linears[0].lora_B.weight
     for parameter in (A, B, x):  # y is linear in each of the three, given the mask
         assert (parameter * parameter.grad).sum().item() == pytest.approx(y.item(), rel=1e-3)
     assert y.abs() > 0.01
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("K, G, D", [(2, 2, 256), (1, 3, 64), (2, 1, 16)])
+def test_the_attention_kernels_are_as_near_to_fp32_as_bf16_allows(K, G, D, window):
+    """Rows shorter and longer than a tile, a tail, scores that the cap bends; each gradient by itself."""
+    torch.manual_seed(0)
+    packed = collate_packed([np.zeros(n) for n in (700, 130, 40, 257)], "cuda", 1536, 8)
+    shapes = (1536, K, G, D), (1536, K, D), (1536, K, D), (1536, K, G, D)
+    q, k, v, grad = (torch.randn(shape, device="cuda").bfloat16() for shape in shapes)
+    settings = 3 / D**0.5, 5.0, window
+    inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+    got = CappedAttention.apply(*inputs, packed.tiles, *settings)
+    wanted_inputs = [x.float().requires_grad_() for x in (q, k, v)]
+    wanted = plain(*wanted_inputs, packed.lengths, *settings)
+    pairs = [(got, wanted)]
+    pairs += zip(
+        torch.autograd.grad(got, inputs, grad),
+        torch.autograd.grad(wanted, wanted_inputs, grad.float()),
+        strict=True,
+    )
+    for name, (mine, theirs) in zip(("out", "dq", "dk", "dv"), pairs, strict=True):
+        error = ((mine.float() - theirs).norm() / theirs.norm()).item()
+        print(f"{name} {error:.4f}")
+        assert error < 0.01, name
+
+
+def test_graphs_add_the_gradients_of_the_same_micro_batches_run_one_by_one(base, rows):
+    config = AdapterConfig(r=6, alpha=9.0, dropout=0.0, head_dropout=0.0)
+    gradients = {}
+    for graphs in (False, True):
+        model = on_gpu(base, config, torch.bfloat16)
+        use_fast_path_(model)
+        if graphs:
+            use_graphs_(model, logits_of_packed)
+        optimizer, found = make_optimizer(model, 0.0), []
+        for first in (0, 8, 16, 4, 12, 0):  # sizes come again, with other rows
+            part = slice(first, first + 8)
+            train_step(model, optimizer, rows[0][part], rows[1][part], lr=0.0, dtype=torch.bfloat16, **BUDGET)
+            found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+        gradients[graphs] = torch.stack(found)
+    assert any(model.graphs.values())
+    error = (gradients[True] - gradients[False]).norm(dim=1) / gradients[False].norm(dim=1)
+    assert error.max() < 0.02
+    assert not torch.equal(gradients[True][0], gradients[True][1])
+
+
+def test_a_replayed_graph_draws_other_dropout_masks_each_time_and_the_same_for_a_seed(tiny, rows):
+    model = on_gpu(tiny, AdapterConfig(r=6, alpha=9.0, dropout=0.5, head_dropout=0.0), torch.bfloat16)
+    use_fast_path_(model)
+    use_graphs_(model, logits_of_packed)
+    optimizer, losses = make_optimizer(model, 0.0), []
+    for seed in (1, 1, 1, 2, 1, 2):  # the first two run and record
+        torch.manual_seed(seed)
+        part = rows[0][:8], rows[1][:8]
+        losses.append(train_step(model, optimizer, *part, lr=0.0, dtype=torch.bfloat16, **BUDGET)[0])
+    assert losses[2] == pytest.approx(losses[4], abs=1e-6) and losses[3] == pytest.approx(losses[5], abs=1e-6)
+    assert abs(losses[2] - losses[3]) > 1e-4

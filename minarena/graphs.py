@@ -1,0 +1,67 @@
+"""Micro-batches of a small base as CUDA graphs: thousands of launches recorded once, then replayed as one.
+
+A layer of SmolLM2-135M is a hundred kernels of some microseconds, forward and backward, which Python cannot
+launch as fast as a GPU runs them: without graphs a step of 190 ms kept an H100 busy for 37
+(benchmarks/README.md). A graph has fixed shapes, so a micro-batch is filled up to a multiple of STEP tokens
+and ROWS rows; each size runs as it is when it is first met (which compiles what has to be compiled), is
+recorded when it comes again, and is replayed from then on. Adds to the gradients what step.accumulate_ adds.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minarena.packing import Packed, collate_packed
+from minarena.step import preference_loss
+
+STEP, ROWS = 512, 8
+
+
+def use_graphs_(model: nn.Module, logits_of: Callable) -> None:
+    """Prepare a PreferenceModel in place; logits_of(model, packed rows): what the graphs record."""
+    model.graphs, model.accumulate = {}, partial(accumulate_by_graph_, logits_of)
+
+
+def accumulate_by_graph_(
+    logits_of: Callable,
+    model: nn.Module,
+    rows: Sequence[np.ndarray],
+    p_first: Tensor,
+    weights: Tensor,
+    label_smoothing: float,
+    **_,
+) -> Tensor:
+    """step.accumulate_ with a graph: p_first and weights (rows,) on the CPU; returns the loss on the GPU."""
+    tokens, count = sum(-(-len(row) // 8) * 8 for row in rows), -(-len(rows) // ROWS) * ROWS
+    packed = collate_packed(rows, "cuda", -(-tokens // STEP) * STEP, count)
+    inputs = [getattr(packed, field.name) for field in fields(packed) if field.name != "lengths"]
+    for value in (p_first, weights):  # rows that are not there weigh nothing
+        padded = torch.nn.functional.pad(value, (0, count - len(rows)))
+        inputs.append(padded.pin_memory().to("cuda", non_blocking=True))
+
+    def run(inputs: list[Tensor]) -> Tensor:
+        *packed, target, weight = inputs
+        logits = logits_of(model, Packed(*packed, lengths=[]))
+        loss = (preference_loss(logits, target, label_smoothing) * weight).sum()
+        loss.backward()
+        return loss.detach()
+
+    size = len(packed.ids), count
+    if size not in model.graphs:
+        model.graphs[size] = None
+        return run(inputs)
+    if model.graphs[size] is None:
+        graph = torch.cuda.CUDAGraph()
+        pool = next((known[0].pool() for known in model.graphs.values() if known), None)
+        with torch.cuda.graph(graph, pool=pool):  # one pool: only one of them runs at a time
+            loss = run(inputs)
+        model.graphs[size] = graph, inputs, loss
+    graph, static, loss = model.graphs[size]
+    for old, new in zip(static, inputs, strict=True):
+        old.copy_(new)
+    graph.replay()
+    return loss

@@ -1,0 +1,98 @@
+"""An int8 weight and LoRA as one product, for the fast path: [x | u] [W | B]^T with u = dropout(x) A^T.
+
+Written in plain PyTorch to be compiled: the compiler dequantizes, drops and joins in the kernels that write
+the product's two matrices, which are then a library's. What is kept for the backward is int8 and x.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minarena.int8 import Int8Linear
+from minarena.lora import LoRALinear
+
+
+def project(linears: Sequence[nn.Module], base: Int8Linear, x: Tensor, seed: Tensor | None) -> Tensor:
+    """x (N, in) -> (N, out): projections of one input x, their outputs side by side; base: their weights.
+
+    seed: a number of int32 for dropout's mask, on the device; None where nothing is dropped.
+
+    One dropout mask serves them all, as in the authors' own code for projections of one input
+    (https://github.com/microsoft/LoRA, MergedLinear): x is read once, and their A are one product.
+    """
+    first = linears[0]
+    if not isinstance(first, LoRALinear):  # a layer below --freeze-layers
+        y = F.linear(x, dequantized(base.weight, base.SCB, x.dtype))
+        return y if base.bias is None else y + base.bias.to(y.dtype)
+    A = (torch.cat([linear.lora_A.weight for linear in linears]) * first.scaling).to(x.dtype)  # (n R, in)
+    B = torch.block_diag(*(linear.lora_B.weight for linear in linears)).to(x.dtype)  # (out, n R)
+    if torch.is_grad_enabled():
+        u = F.linear(x if seed is None else dropped(x, first.dropout.p, seed), A)  # (N, n R)
+        y = JoinedProduct.apply(x, u, base.weight, base.SCB, B)
+    else:  # without dropout the merged weight does, and costs as much as a few dozen tokens
+        y = F.linear(x, (dequantized(base.weight, base.SCB, torch.float32) + B @ A).to(x.dtype))
+    return y if base.bias is None else y + base.bias.to(y.dtype)
+
+
+def dropped(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    """x where each element is 0 with probability p, else divided by 1 - p; seed () int32.
+
+    The mask is a hash of an element's number, so it needs no memory and costs a few operations in whatever
+    kernel reads x, forward and backward; the compiler's own dropout draws each number with ten rounds of
+    Philox. The hash is lowbias32 of https://github.com/skeeto/hash-prospector.
+    """
+    h = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
+    h = h * (2 * seed + 1) ^ seed  # so that no two seeds have masks that are shifted copies
+    h = (h ^ (h >> 16 & 0xFFFF)) * 0x7FEB352D
+    h = (h ^ (h >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
+    h = h ^ (h >> 16 & 0xFFFF)
+    return torch.where((h & 0x7FFFFFFF) >= int(p * 2**31), x / (1 - p), 0.0)
+
+
+class JoinedProduct(torch.autograd.Function):
+    """x W^T + u B^T as one product, [x | u] [W | B]^T, and the gradients of x and u as one.
+
+    x (N, in), u (N, R), CB (out, in) int8 and SCB (out,) of W, B (out, R); returns (N, out). LoRA apart would
+    be another product and another pass over the largest tensors of a layer. Kept for the backward: int8,
+    never W.
+    """
+
+    @staticmethod
+    def forward(ctx, x, u, CB, SCB, B):
+        ctx.save_for_backward(u, CB, SCB, B)
+        return F.linear(torch.cat([x, u], dim=1), joined(CB, SCB, B))
+
+    @staticmethod
+    def backward(ctx, grad):
+        u, CB, SCB, B = ctx.saved_tensors
+        dx, du = (grad @ joined(CB, SCB, B)).split([CB.size(1), B.size(1)], dim=1)
+        return dx, du, None, None, grad.T @ u
+
+
+def joined(CB: Tensor, SCB: Tensor, B: Tensor) -> Tensor:
+    """[W | B] (out, in + R) in B's dtype: the compiler writes it in one pass."""
+    return torch.cat([dequantized(CB, SCB, B.dtype), B], dim=1)
+
+
+def dequantized(CB: Tensor, SCB: Tensor, dtype: torch.dtype) -> Tensor:
+    """int8.dequantize as the compiler wants it: it fuses the two steps, nothing in fp32 is written."""
+    return (CB * (SCB / 127).unsqueeze(1)).to(dtype)
+
+
+def base_of(linear: nn.Module) -> nn.Module:
+    return linear.base_layer if isinstance(linear, LoRALinear) else linear
+
+
+def joined_weights(linears: Sequence[nn.Module]) -> Int8Linear:
+    """The int8 weights of projections that share an input as one matrix, of which theirs become parts."""
+    bases = [base_of(linear) for linear in linears]
+    bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
+    CB, SCB = (torch.cat([getattr(base, name) for base in bases]) for name in ("weight", "SCB"))
+    both, start = Int8Linear(CB, SCB, bias), 0
+    for base in bases:
+        part = slice(start, start + base.out_features)
+        base.weight, base.SCB = both.weight[part], both.SCB[part]
+        start += base.out_features
+    return both
