@@ -88,10 +88,8 @@ def predict(config: InferConfig, out: str, world: World) -> tuple[pd.DataFrame, 
         "truncation": config.truncation or recorded(adapters, "truncation", "left"),
     }
     matmul = config.matmul or recorded(adapters, "matmul", "dequant")
-    device = world.device()
-    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    device, names = world.device(), {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     dtype = names.get(config.dtype, default_dtype(device, training=False))
-
     table = unlabelled(config) if config.pseudo else load_rows(config, base)
     say(
         f"rows      {len(table):,}{by_language(table)}",
@@ -100,11 +98,12 @@ def predict(config: InferConfig, out: str, world: World) -> tuple[pd.DataFrame, 
         f"output    {out}",
     )
     parts = None
-    if len(table) > PART and not world.rank:
-        made_by = [[adapter.order, weights_record(adapter)] for adapter in adapters]
-        data = [file_record(path)["sha256"] for path in config.data]
-        numerics = {"model": base, "dtype": str(dtype), "matmul": matmul, "fast": config.fast}
-        parts = open_parts(f"{out}.parts", {"adapter": made_by, "data": data, **how, **numerics})
+    if len(table) > PART or world.size > 1:
+        made_by = {"adapter": [[adapter.order, weights_record(adapter)] for adapter in adapters]}
+        made_by["data"] = [file_record(path)["sha256"] for path in config.data]
+        made_by |= {**how, "model": base, "dtype": str(dtype), "matmul": matmul, "fast": config.fast}
+        world.check_same(made_by)
+        parts = open_parts(f"{out}.parts", made_by) if len(table) > PART and not world.rank else None
     with base_folder(base) as folder:
         tokenizer = load_tokenizer(folder)
         backbone = load_backbone(folder, device, dtype, matmul=matmul)
