@@ -56,7 +56,7 @@ def predict_shares(
     predict: predict_first, with all but rows, names and token_budget. ids: of the rows, unique. Raises
     ValueError that names the id of a row without a prediction.
     """
-    share = deal([len(row) for row in rows], world.size)[world.rank]  # about equally many tokens
+    share = np.sort(deal([len(row) for row in rows], world.size)[world.rank])  # equally many tokens
     mine, names = [rows[i] for i in share], ids.iloc[share].tolist()
     p = within_memory_(partial(predict, mine, names=names), mine, computing, auto)
     found = {}
