@@ -20,6 +20,7 @@ from tqdm import tqdm
 from minarena.config import InferConfig, parse, run, say
 from minarena.console import by_language, device_name, plain_bars, plus_minus
 from minarena.data import file_record
+from minarena.dist import World, this_world, together
 from minarena.files import read_pairs
 from minarena.folders import check_folder
 from minarena.metrics import scores
@@ -32,20 +33,22 @@ from minarena.tiny import base_folder, demo_pairs
 
 
 def main(argv: list[str] | None = None) -> dict:
-    config = parse(InferConfig, argv, __doc__)
+    config, world = parse(InferConfig, argv, __doc__), this_world()
     plain_bars()
     if config.pseudo or config.distill or config.exclude or config.pseudo_threshold is not None:
         check(config)
     out = config.pseudo or config.out
     for path in filter(None, [out, config.probs]):
-        writable(path)
+        writable(path, world)
     if out == config.probs:
         raise ValueError(f"--probs {out} is the other output's file, too: give another name")
     if config.distill:
         table, p_a = distilled(config)
         result, parts = {"runs": config.distill, "seconds": 0.0}, None
     else:
-        table, p_a, result, parts = predict(config, out)
+        table, p_a, result, parts = predict(config, out, world)
+    if world.rank:
+        return {}  # rank 0 has the same, and it alone writes
     result = {"out": out, "probs": config.probs, "rows": len(table), **result}
 
     p = p_a.loc[table["id"]].to_numpy()  # by id, in input order
@@ -70,7 +73,7 @@ def main(argv: list[str] | None = None) -> dict:
     return result
 
 
-def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dict, Path | None]:
+def predict(config: InferConfig, out: str, world: World) -> tuple[pd.DataFrame, pd.Series, dict, Path | None]:
     """(rows, P(response_a wins) by id, what was done, folder of the parts if there are several)"""
     adapters = [find_adapter(argument) for argument in config.adapter]
     for adapter in adapters:
@@ -85,10 +88,8 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
         "truncation": config.truncation or recorded(adapters, "truncation", "left"),
     }
     matmul = config.matmul or recorded(adapters, "matmul", "dequant")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    device, names = world.device(), {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     dtype = names.get(config.dtype, default_dtype(device, training=False))
-
     table = unlabelled(config) if config.pseudo else load_rows(config, base)
     say(
         f"rows      {len(table):,}{by_language(table)}",
@@ -97,11 +98,12 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
         f"output    {out}",
     )
     parts = None
-    if len(table) > PART:
-        made_by = [[adapter.order, weights_record(adapter)] for adapter in adapters]
-        data = [file_record(path)["sha256"] for path in config.data]
-        numerics = {"model": base, "dtype": str(dtype), "matmul": matmul, "fast": config.fast}
-        parts = open_parts(f"{out}.parts", {"adapter": made_by, "data": data, **how, **numerics})
+    if len(table) > PART or world.size > 1:
+        made_by = {"adapter": [[adapter.order, weights_record(adapter)] for adapter in adapters]}
+        made_by["data"] = [file_record(path)["sha256"] for path in config.data]
+        made_by |= {**how, "model": base, "dtype": str(dtype), "matmul": matmul, "fast": config.fast}
+        world.check_same(made_by)
+        parts = open_parts(f"{out}.parts", made_by) if len(table) > PART and not world.rank else None
     with base_folder(base) as folder:
         tokenizer = load_tokenizer(folder)
         backbone = load_backbone(folder, device, dtype, matmul=matmul)
@@ -111,7 +113,7 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
         from minarena.fast import take_fast_path_
 
         take_fast_path_(model, dtype)
-    texts = repaired(table)
+    texts = repaired(table, ranks=world.local_size)
     start = time.perf_counter()
     p_a = predict_pairs(
         model,
@@ -125,6 +127,7 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
         auto=config.token_budget == "auto",
         dtype=dtype,
         folder=parts,
+        world=world,
         **how,
     )
     result = {"adapters": config.adapter, "passes": done(adapters, config)}
@@ -158,12 +161,14 @@ def recorded(adapters: list[TrainedAdapter], name: str, default=None):
     return value
 
 
-def writable(path: str) -> None:
+def writable(path: str, world: World) -> None:
     """Before anything slow: the ending must be known and the file one that can be written."""
     if Path(path).suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path}: must end in .csv or .parquet")
     if Path(path).is_dir():
         raise ValueError(f"{path}: a folder has that name: give another")
+    if world.rank:
+        return
     aside = Path(f"{path}.unfinished")  # the name under which parts.py will write it
     try:
         aside.touch()
@@ -183,4 +188,4 @@ def load_rows(config: InferConfig, base: str) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    run(main, f"the same command goes on, in a file of more than {PART:,} rows where it stopped")
+    together(run, main, f"the same command goes on, in a file of more than {PART:,} rows where it stopped")

@@ -32,6 +32,7 @@ from minarena.convert import (
     open_source,
     set_aside,
 )
+from minarena.dist import this_world, together
 from minarena.int8 import Int8Linear
 from minarena.lora import PROJECTIONS, layer_number
 from minarena.model import PreferenceModel, load_backbone
@@ -44,6 +45,8 @@ TEXTS = 8  # generated pairs that the hidden states are compared on
 
 def main(argv: list[str] | None = None) -> dict:
     config = parse(QuantizeConfig, argv, __doc__)
+    if this_world().size > 1:
+        raise ValueError("it runs as one process: start it with python, not with torchrun")
     plain_bars()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
@@ -147,4 +150,4 @@ def table(record: dict) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    together(run, main)

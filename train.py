@@ -20,19 +20,15 @@ import torch
 from tqdm import tqdm
 
 from minarena.adapter import AdapterConfig, attach_adapter_, load_adapter_, read_adapter
-from minarena.batching import rows_of_step, steps_per_epoch
+from minarena.batching import deal, rows_of_step, steps_per_epoch
 from minarena.checkpoint import claim, finish, log_event, save_checkpoint
 from minarena.config import TrainConfig, parse, run, say
 from minarena.console import describe, describe_data, plain_bars, report
 from minarena.data import file_record, row_weights, split, swapped
-from minarena.memory import within_memory_
+from minarena.dist import World, this_world, together
+from minarena.memory import predict_shares, within_memory_
 from minarena.metrics import scores
-from minarena.model import (
-    PreferenceModel,
-    default_dtype,
-    load_backbone,
-    residual_dtype,
-)
+from minarena.model import PreferenceModel, default_dtype, load_backbone, residual_dtype
 from minarena.signals import stop_requests
 from minarena.step import lr_at, make_optimizer, predict_first, real_tokens, train_step
 from minarena.text import check_vocabulary, encode, load_tokenizer, pad_id, repaired
@@ -42,20 +38,22 @@ from minarena.tiny import DEMO_LR, base_folder, demo_pairs
 def main(argv: list[str] | None = None) -> dict:
     config = parse(TrainConfig, argv, __doc__)
     plain_bars()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    world = this_world()
+    device = world.device()
     resolve(config, device)
     pairs, held_out = load_pairs(config)
     files = [file_record(path) for path in [*config.data, *filter(None, [config.eval_data])]]
-    record = asdict(config) | {"data_files": files, "rows": len(pairs), "device": device.type}
+    record = asdict(config) | {"data_files": files, "rows": len(pairs)}
+    record |= {"device": device.type, "world_size": world.size}
     if config.resume:
         from minarena.resume import compare, restore_  # a new run needs none of it
 
         compare(config.out, record)
-    else:
+    elif world.rank == 0:
         claim(config.out, record)
     describe_data(config, pairs, held_out)
 
-    pairs, held_out = repaired(pairs), repaired(held_out)
+    pairs, held_out = (repaired(table, ranks=world.local_size) for table in (pairs, held_out))
     model, adapter, tokenizer, dtype = build(config, device)
     optimizer = make_optimizer(model, config.weight_decay)
     # Row i of the table is rows[i]; with --order both its mirror image is rows[n + i].
@@ -69,44 +67,53 @@ def main(argv: list[str] | None = None) -> dict:
     computing = {"pad_id": pad_id(tokenizer), "dtype": dtype, "token_budget": budget}
     auto = config.token_budget == "auto"
     how = {"max_grad_norm": config.max_grad_norm, "label_smoothing": config.label_smoothing} | computing
+    how["world"] = world
 
     pairs, shown = pairs[["id"]], None  # texts are no longer needed, and of 600,000 rows they are gigabytes
     n, steps = len(pairs), config.epochs * steps_per_epoch(len(pairs), config.batch_size)
-    done = restore_(config.out, model, optimizer) if config.resume else 0
+    done = restore_(config.out, model, optimizer, writes=world.rank == 0) if config.resume else 0
+    world.check_same(record | {"steps done": done})
+    world.copy_first_(*(vector.data for group in optimizer.param_groups for vector in group["params"]))
     if device.type == "cuda":
         from minarena.fast import fit_layers_
 
         fit_layers_(model, budget, longest=max(map(len, rows)))
     describe(config, model, rows, steps, budget)
     log = partial(log_event, config.out)
-    if config.log_to:
+    if config.log_to and world.rank == 0:
         from minarena.track import also_to
 
         log = also_to(config.log_to, log, config.out, asdict(config), done)
     parts = {"model": model, "optimizer": optimizer, "config": adapter, "base": config.model}
     save = partial(save_checkpoint, config.out, **parts)
+    if world.rank:
+        log = save = lambda *_, **__: None  # rank 0 alone writes
     tokens, saved, start = 0, done, time.perf_counter()
     bar = tqdm(range(done, steps), "train", initial=done, total=steps, unit="step", disable=None)
-    with stop_requests() as signals:
+    with stop_requests(heard=world.rank == 0) as signals:
         for step in bar:
             # -------------------------------------------------------- one optimiser step
             step_start = time.perf_counter()
             drawn = rows_of_step(step, n, config.batch_size, config.seed)
             chosen = np.concatenate([drawn, drawn + n]) if config.order == "both" else drawn
-            step_rows = [rows[i] for i in chosen]
+            share = chosen[deal([len(rows[i]) for i in chosen], world.size)[world.rank]]
+            step_rows = [rows[i] for i in share]
             lr = lr_at(step, steps, config.lr, config.warmup_ratio)
-            batch = (step_rows, labels[chosen])
-            attempt = partial(train_step, model, optimizer, *batch, lr=lr, row_weights=weights[chosen], **how)
+            weighed = {"row_weights": weights[share], "total_weight": weights[chosen].sum()}
+            attempt = partial(train_step, model, optimizer, step_rows, labels[share], lr=lr, **weighed, **how)
+            drawn_from = (config.seed, step, world.rank)
             try:
-                loss, grad_norm = within_memory_(attempt, step_rows, computing, auto, (config.seed, step))
+                loss, grad_norm = within_memory_(attempt, step_rows, computing, auto, drawn_from)
             except (FloatingPointError, MemoryError) as error:  # both leave the weights as they were
                 if step > saved:
                     save(step)
+                if isinstance(error, FloatingPointError):
+                    world.gather(None)  # every rank has it, from the sum: until rank 0 has saved
                 ids = pairs["id"].iloc[drawn].tolist()
                 where = f"step {step + 1}, rows {ids}"
                 raise type(error)(f"{where}: {error}; --resume goes on after step {step}") from error
             # -------------------------------------------------------- its record, and now and then more
-            step_tokens = real_tokens(step_rows)
+            step_tokens = real_tokens(rows[i] for i in chosen)
             tokens += step_tokens
             speed = step_tokens / (time.perf_counter() - step_start)
             log("step", step + 1, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed, 1))
@@ -115,16 +122,19 @@ def main(argv: list[str] | None = None) -> dict:
             if bar.disable and (step + 1) % -(-steps // 20) == 0:  # no terminal: twenty lines, not a bar
                 say(f"step {step + 1:,} of {steps:,}: {now}")
             if step + 1 < steps and config.eval_every and (step + 1) % config.eval_every == 0:
-                log("eval", step + 1, **evaluate(model, held_out, eval_rows, computing, auto)[0])
-            if signals or step + 1 == steps or (step + 1) % config.save_every == 0:
+                log("eval", step + 1, **evaluate(model, held_out, eval_rows, computing, auto, world)[0])
+            stop = max(world.gather(signals[:1]))  # all after the same step
+            if stop or step + 1 == steps or (step + 1) % config.save_every == 0:
                 save(saved := step + 1)
-            if signals:
+            if stop:
                 bar.close()
                 say(f"Stopped: {saved} of {steps} steps are saved; the same command with --resume goes on.")
-                raise SystemExit(128 + signals[0])
+                raise SystemExit(128 + stop[0])
 
     seconds = time.perf_counter() - start
-    figures, table = evaluate(model, held_out, eval_rows, computing, auto)
+    figures, table = evaluate(model, held_out, eval_rows, computing, auto, world)
+    if world.rank:
+        return {}  # rank 0 has the same, and it alone writes
     log("eval", steps, **figures)
     finish(config.out, table, model, adapter, config.model)
     result = {"out": config.out, "order": config.order, "steps": steps, "rows": n, "tokens": tokens}
@@ -212,13 +222,13 @@ def build(config: TrainConfig, device: torch.device):
 
 
 def evaluate(
-    model, held_out: pd.DataFrame, eval_rows: list, computing: dict, auto: bool
+    model, held_out: pd.DataFrame, eval_rows: list, computing: dict, auto: bool, world: World
 ) -> tuple[dict, pd.DataFrame]:
     """(scores of ab, ba and their mean, the table of eval.parquet). All are about the table's response_a."""
     p_first = []
     for shown, order in zip(eval_rows, ("ab", "ba"), strict=True):
-        attempt = partial(predict_first, model, shown, label=f"evaluate {order}", **computing)
-        p_first.append(within_memory_(attempt, shown, computing, auto))
+        predict = partial(predict_first, model, label=f"evaluate {order}", **computing)
+        p_first.append(predict_shares(predict, shown, held_out["id"], computing, auto, world))
     p_ab, p_ba = p_first[0], 1 - p_first[1]
     table = held_out[["id", "label"]].assign(p_a_ab=p_ab, p_a_ba=p_ba, p_a=(p_ab + p_ba) / 2)
     columns = {"ab": "p_a_ab", "ba": "p_a_ba", "mean": "p_a"}
@@ -234,4 +244,4 @@ def peak_bytes(device: torch.device) -> int:
 
 
 if __name__ == "__main__":
-    run(main, "--resume goes on from the newest checkpoint, if there is one")
+    together(run, main, "--resume goes on from the newest checkpoint, if there is one")

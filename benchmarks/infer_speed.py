@@ -2,6 +2,7 @@
 
     python benchmarks/infer_speed.py --shape 9b           one GPU of 80 GB
     python benchmarks/infer_speed.py --shape tiny         a look at the script, on a CPU
+    torchrun --nproc_per_node 2 benchmarks/infer_speed.py --shape 9b      figures of all ranks
 
 A pass is one adapter over all rows, with predict_first, which sorts them by length. Passes take turns: an
 adapter on the rows, then its twin on the same rows as it would see the swapped pairs (equally long). The time
@@ -11,23 +12,28 @@ to put an adapter onto the base is not in the passes' seconds; it is reported be
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import pandas as pd
 import torch
 
 from benchmarks import random_base as base
 from benchmarks.train_speed import SEED, preference_model, write_profile
 from minarena.adapter import AdapterConfig, attach_adapter_
+from minarena.dist import this_world, together
 from minarena.fast import take_fast_path_
+from minarena.memory import predict_shares
 from minarena.model import default_dtype
 from minarena.step import batches, predict_first, real_tokens
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    world = this_world()
+    device = world.device()
     names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     dtype = names.get(options.dtype) or default_dtype(device, training=False)
     model = preference_model(options.shape, device, dtype, options.matmul)
@@ -41,8 +47,10 @@ def main(argv: list[str] | None = None) -> None:
         start = time.perf_counter()
         attach_adapter_(model, AdapterConfig(), SEED + number % 2)
         base.wait()
+        world.gather(None)
         attached = time.perf_counter()
-        predict_first(model, rows, **computing, **label)
+        predict = partial(predict_first, model, pad_id=0, dtype=dtype, **label)
+        predict_shares(predict, rows, pd.Series(range(len(rows))), computing, False, world)
         base.wait()
         return real_tokens(rows), time.perf_counter() - attached, attached - start
 
@@ -56,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         "pairs_per_second_two_passes": round(len(rows) * len(seconds) / sum(seconds) / 2, 2),
         "fill": base.fill(rows, batches(model, rows, options.token_budget), bool(model.fast)),
         "fast": bool(model.fast),
+        "ranks": world.size,
         "peak_gib": base.peak_gib(),
         "first_32_rows_seconds": round(first_seconds, 2),
         "attach_seconds": round(sum(attaching) / len(attaching), 2),
@@ -82,4 +91,4 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    together(main)

@@ -2,6 +2,7 @@
 
     python benchmarks/train_speed.py --shape 9b           one GPU of 80 GB
     python benchmarks/train_speed.py --shape tiny         a look at the script, on a CPU
+    torchrun --nproc_per_node 2 benchmarks/train_speed.py --shape 9b --batch-size 32      figures of all ranks
 
 Everything timed is minarena's: PreferenceModel, LoRA and head, micro-batches, fit_layers_, train_step
 (forward, backward, clip, optimiser). Tokens are real ones; padding counts as time, not as tokens.
@@ -20,6 +21,8 @@ import torch
 
 from benchmarks import random_base as base
 from minarena.adapter import AdapterConfig, attach_adapter_
+from minarena.batching import deal
+from minarena.dist import this_world, together
 from minarena.fast import fit_layers_, take_fast_path_
 from minarena.int8 import use_dequantized_
 from minarena.model import PreferenceModel, default_dtype, residual_dtype
@@ -30,7 +33,8 @@ SEED = 0xFACED
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    world = this_world()
+    device, exchanged = world.device(), base.count_exchanged_()
     dtype = default_dtype(device, training=True)
     start = time.perf_counter()
     model = preference_model(options.shape, device, dtype, options.matmul, options.layers)
@@ -52,11 +56,15 @@ def main(argv: list[str] | None = None) -> None:
     def step(number: int) -> tuple[int, float]:
         """(real tokens, seconds) of optimiser step `number`"""
         chosen = slice(number * options.batch_size, (number + 1) * options.batch_size)
-        seed_dropout(SEED, number)
+        share = deal([len(row) for row in rows[chosen]], world.size)[world.rank]
+        mine = [rows[chosen][i] for i in share]
+        seed_dropout(SEED, number, world.rank)
         base.wait()
+        world.gather(None)
         start = time.perf_counter()
         computing = {"token_budget": options.token_budget, "pad_id": 0, "dtype": dtype}
-        loss, _ = train_step(model, optimizer, rows[chosen], labels[chosen], lr=options.lr, **computing)
+        computing |= {"total_weight": float(options.batch_size), "world": world}
+        loss, _ = train_step(model, optimizer, mine, labels[chosen][share], lr=options.lr, **computing)
         base.wait()
         seconds = time.perf_counter() - start
         losses.append(loss)
@@ -64,8 +72,10 @@ def main(argv: list[str] | None = None) -> None:
         return real_tokens(rows[chosen]), seconds
 
     warmup = [step(i) for i in range(options.warmup)]
+    exchanged.clear()
     timed = [step(i) for i in range(options.warmup, options.warmup + options.steps)]
-    cut = []  # the micro-batches of the timed steps, as train_step makes them
+    bytes_a_step = sum(exchanged) // options.steps
+    cut = []  # the micro-batches of the timed steps, as train_step makes them in one process
     for i in range(options.warmup, options.warmup + options.steps):
         first = i * options.batch_size
         cut += [
@@ -83,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         "making_seconds": round(made, 2),
     }
     result |= {"trainable": sum(p.numel() for p in trainable(model))}
+    result |= {"ranks": world.size, "bytes_summed_a_step": bytes_a_step}
     if options.losses:
         Path(options.losses).write_text(json.dumps(losses))
     if options.profile:
@@ -158,4 +169,4 @@ def write_profile(path: str, run) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    together(main)

@@ -8,6 +8,7 @@ Everything is a function of its arguments: step 1,234 can be asked for without t
 why a run can be resumed with no state of a data loader.
 """
 
+import heapq
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +27,21 @@ def rows_of_step(step: int, rows: int, batch_size: int, seed: int) -> np.ndarray
     """
     epoch, k = divmod(step, steps_per_epoch(rows, batch_size))
     return np.random.default_rng([seed, epoch]).permutation(rows)[k * batch_size : (k + 1) * batch_size]
+
+
+def deal(lengths: Sequence[int], piles: int) -> list[np.ndarray]:
+    """Positions in `lengths` (tokens a row), dealt to `piles` of about equally many tokens.
+
+    The longest row goes first, each to the pile that has fewest tokens (Graham 1969's LPT rule). With fewer
+    rows than piles some are empty.
+    """
+    dealt: list[list[int]] = [[] for _ in range(piles)]
+    loads = [(0, pile) for pile in range(piles)]  # (tokens, pile): a heap
+    for i in np.argsort(-np.asarray(lengths), kind="stable"):
+        tokens, pile = loads[0]
+        dealt[pile].append(i)
+        heapq.heapreplace(loads, (tokens + int(lengths[i]), pile))
+    return [np.array(pile, dtype=int) for pile in dealt]
 
 
 def micro_batches(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:

@@ -44,7 +44,7 @@ class TrainConfig:
     truncation: Literal["left", "middle"] = option(
         "left", "a longer row loses its start, or each part its middle"
     )
-    batch_size: int = option(16, "rows an optimiser step (the seed's 8 on the device x 2 accumulated)")
+    batch_size: int = option(16, "rows an optimiser step, over all GPUs (the seed's 8 x 2 accumulated)")
     # Other micro-batches draw other dropout masks; with dropout off the result is the same up to rounding.
     token_budget: int | Literal["auto"] = option(
         "auto", "tokens of a micro-batch, with its padding if any: speed, memory"

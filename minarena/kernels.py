@@ -24,7 +24,7 @@ from minarena.packing import TILE
 MAX_CAP = 80.0  # exp(80) times some thousand keys is still a number in fp32 and bf16
 LOG2E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is that of 2
 # (queries or keys a program owns, of the other kind at a time, warps, stages): measured, benchmarks/README.md
-FORWARD, QUERIES, KEYS = (128, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2)
+FORWARD, QUERIES, KEYS = (128, 32, 8, 3), (128, 64, 8, 1), (32, 64, 4, 2)
 
 
 class CappedAttention(torch.autograd.Function):

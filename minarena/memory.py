@@ -9,10 +9,15 @@ do: look ahead, or raise the budget again.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import numpy as np
+import pandas as pd
 import torch
 
+from minarena.batching import deal
 from minarena.config import say
+from minarena.dist import World
 from minarena.step import seed_dropout
 
 
@@ -21,7 +26,7 @@ def within_memory_(attempt: Callable, rows: Sequence, computing: dict, auto: boo
 
     attempt: may be called again after torch's out-of-memory error. rows: its token ids; a budget below the
     longest changes nothing. computing["token_budget"] is lowered in place, for what comes later. seed: (seed,
-    step) that each attempt draws its dropout from. Raises MemoryError that names the value to try.
+    step, rank) that each attempt draws its dropout from. Raises MemoryError that names the value to try.
     """
     longest = max(map(len, rows), default=1)
     while True:
@@ -41,3 +46,23 @@ def within_memory_(attempt: Callable, rows: Sequence, computing: dict, auto: boo
         say(f"\n{full}: again, and from here on, with --token-budget {lower}")
         computing["token_budget"] = lower
         torch.cuda.empty_cache()
+
+
+def predict_shares(
+    predict: Callable, rows: Sequence, ids: pd.Series, computing: dict, auto: bool, world: World
+) -> np.ndarray:
+    """(rows,): predict(share, names=...) of each rank's share of the rows, put together by id on every rank.
+
+    predict: predict_first, with all but rows, names and token_budget. ids: of the rows, unique. Raises
+    ValueError that names the id of a row without a prediction.
+    """
+    share = np.sort(deal([len(row) for row in rows], world.size)[world.rank])  # equally many tokens
+    mine, names = [rows[i] for i in share], ids.iloc[share].tolist()
+    p = within_memory_(partial(predict, mine, names=names), mine, computing, auto)
+    found = {}
+    for part in world.gather(dict(zip(names, p, strict=True))):
+        found |= part
+    missing = [name for name in ids if name not in found]
+    if missing:
+        raise ValueError(f"no prediction for {len(missing)} of {len(ids)} rows: id {missing[0]!r}")
+    return np.array([found[name] for name in ids])

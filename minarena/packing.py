@@ -6,13 +6,14 @@
 What batching.py is to padded rows. Which rows a step sees is batching.py's alone.
 """
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from minarena.batching import deal
 
 TILE = 128  # tokens of a tile, the unit in which kernels.py deals with rows
 
@@ -21,21 +22,14 @@ def balanced(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
     """Positions in `lengths` (tokens a row), dealt to micro-batches of about equally many tokens.
 
     For packed rows: nothing is padded, so a micro-batch may hold rows of any lengths. As few micro-batches as
-    keep within the budget (a longer row is alone); the longest row goes first, each to the micro-batch that
-    has fewest tokens (Graham 1969's LPT rule).
+    keep within the budget (a longer row is alone).
     """
-    order = np.argsort(-np.asarray(lengths), kind="stable")
     least = min(len(lengths), -(-int(sum(lengths)) // token_budget))
     for count in range(least, len(lengths) + 1):
-        batches: list[list[int]] = [[] for _ in range(count)]
-        loads = [(0, number) for number in range(count)]  # (tokens, micro-batch): a heap
-        for i in order:
-            tokens, number = loads[0]
-            batches[number].append(i)
-            heapq.heapreplace(loads, (tokens + int(lengths[i]), number))
-        if all(tokens <= token_budget or len(batches[number]) == 1 for tokens, number in loads):
+        piles = deal(lengths, count)
+        if all(len(pile) == 1 or sum(lengths[i] for i in pile) <= token_budget for pile in piles):
             break
-    return [np.array(batch) for batch in batches if batch]
+    return [pile for pile in piles if len(pile)]
 
 
 @dataclass

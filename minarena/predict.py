@@ -17,7 +17,8 @@ from torch import nn
 from minarena.adapter import load_adapter_
 from minarena.config import say
 from minarena.data import swapped
-from minarena.memory import within_memory_
+from minarena.dist import ALONE, World
+from minarena.memory import predict_shares
 from minarena.parts import PART, store_part, stored_part
 from minarena.resume import read_record
 from minarena.step import predict_first
@@ -93,6 +94,7 @@ def predict_pairs(
     truncation: str = "left",
     folder: Path | None = None,
     auto: bool = False,
+    world: World = ALONE,
     **computing,
 ) -> pd.Series:
     """P(the table's response_a wins), one value for each id. Changes the model's adapter.
@@ -102,11 +104,13 @@ def predict_pairs(
     tta: "uncertain" is "all" for the `fraction` of the rows whose p is nearest 0.5, and "none" for the others
     (the 12th of the WSDM Cup, see snip.py).
     folder: where finished parts are kept (parts.py); None keeps none. auto: whether the token budget is
-    lowered, for all that follows, where the GPU cannot hold it. computing: token_budget and dtype of
+    lowered, for all that follows, where the GPU cannot hold it. world: each rank predicts its share of the
+    rows, and has all of them in the end. computing: token_budget and dtype of
     predict_first.
     """
     done: dict[tuple[int, str], pd.Series] = {}
-    how = {"max_length": max_length, "truncation": truncation, "folder": folder, "auto": auto}
+    how = {"max_length": max_length, "truncation": truncation, "folder": folder}
+    how |= {"auto": auto, "world": world}
 
     def average(plan: list[tuple[int, str, float]], rows: pd.DataFrame) -> pd.Series:
         total = pd.Series(0.0, index=pd.Index(rows["id"], name="id"), name="p_a")
@@ -139,6 +143,7 @@ def one_pass(
     truncation: str,
     folder: Path | None,
     auto: bool,
+    world: World,
 ) -> pd.Series:
     """P(response_a wins) by one adapter that is shown the rows in `order`, with the ids as its index.
 
@@ -148,15 +153,15 @@ def one_pass(
     shown, p_first, loaded = table if order == "ab" else swapped(table), [], False
     for start in range(0, len(shown), PART):
         rows, this = shown.iloc[start : start + PART], f"{name}-{start // PART:05d}"
-        p = stored_part(folder, this, rows["id"])
+        p = world.gather(stored_part(folder, this, rows["id"]))[0]  # rank 0 alone has a folder
         if p is None:
             if not loaded:
                 load_adapter_(model, adapter.folder)
                 loaded = True
             ids = encode(tokenizer, rows, max_length, truncation)
             label = f"{adapter.folder} {order}" + f", rows from {start:,}" * (len(shown) > PART)
-            attempt = partial(predict_first, model, ids, label=label, pad_id=pad_id(tokenizer), **computing)
-            p = within_memory_(attempt, ids, computing, auto)
+            predict = partial(predict_first, model, label=label, pad_id=pad_id(tokenizer), **computing)
+            p = predict_shares(predict, ids, rows["id"], computing, auto, world)
             say(f"{label}: {len(ids):,} rows done")
             store_part(folder, this, rows["id"], p)
         p_first.append(p)

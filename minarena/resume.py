@@ -23,6 +23,7 @@ from minarena.data import file_record
 
 # What a resumed run may change: nothing of it decides the result.
 FREE = {"out", "resume", "swap", "eval_every", "save_every", "token_budget", "log_to", "versions", "commit"}
+FREE |= {"world_size"}
 
 
 def compare(out: str, options: dict) -> None:
@@ -38,10 +39,11 @@ def compare(out: str, options: dict) -> None:
             raise ValueError(f"--resume: {change}: a resumed run keeps its options")
 
 
-def restore_(out: str, model: nn.Module, optimizer) -> int:
+def restore_(out: str, model: nn.Module, optimizer, writes: bool = True) -> int:
     """Put the newest good checkpoint's weights and optimiser state into place; returns the steps done.
 
-    A damaged one is named on the way and the one before is taken. Raises ValueError where there are some and
+    A damaged one is named on the way and the one before is taken. writes: whether the log is cut to these
+    steps, which one rank of several does. Raises ValueError where there are some and
     none can be read; where there are none, the run was cut off before its first and begins again.
     """
     reasons = []
@@ -63,7 +65,8 @@ def restore_(out: str, model: nn.Module, optimizer) -> int:
         if reasons:
             raise ValueError(f"--resume: no usable checkpoint in {out}. {' '.join(reasons)}")
         say(f"{out} has no checkpoint yet: the run begins again at its first step")
-        write_text("", Path(out) / "log.jsonl")
+        if writes:
+            write_text("", Path(out) / "log.jsonl")
         return 0
     for name, parameter in wanted.items():
         parameter.copy_(weights[name])
@@ -72,7 +75,8 @@ def restore_(out: str, model: nn.Module, optimizer) -> int:
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    cut_log(out, stored["step"])
+    if writes:
+        cut_log(out, stored["step"])
     return stored["step"]
 
 

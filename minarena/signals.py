@@ -15,16 +15,17 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stop_requests() -> Iterator[list[int]]:
+def stop_requests(heard: bool = True) -> Iterator[list[int]]:
     """Gives a list that is empty until a signal comes; in the block a signal only adds its number to it.
 
     A Ctrl-C after the first signal ends the process at once. A second SIGTERM does not: `timeout` and some
     batch systems send two in a row. What was ignored before (nohup, a job in the background) stays ignored.
+    heard: whether a line says so; of several ranks one does.
     """
     numbers = []
 
     def note(number: int, _frame) -> None:
-        if not numbers:  # not print(): a signal may come in the middle of another print
+        if heard and not numbers:  # not print(): a signal may come in the middle of another print
             os.write(2, b"\nStopping after this step, which is saved first; Ctrl-C stops at once.\n")
         numbers.append(number)
         signal.signal(signal.SIGINT, signal.SIG_DFL)

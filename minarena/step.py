@@ -16,6 +16,7 @@ from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
 from minarena.batching import collate, micro_batches
+from minarena.dist import ALONE, World
 
 
 def lr_at(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
@@ -151,16 +152,19 @@ def train_step(
     max_grad_norm: float = 1.0,
     label_smoothing: float = 0.0,
     row_weights: np.ndarray | None = None,
+    total_weight: float | None = None,
+    world: World = ALONE,
 ) -> tuple[float, float]:
     """Update the weights once; returns (loss, gradient norm).
 
     rows: token ids of the step's rows; p_first (rows,): their labels, as P(the answer shown first wins).
     row_weights (rows,), 1 where not given: the loss is sum(w_i ce_i) / sum(w_i). Exact accumulation: each
     micro-batch adds its SUM divided by the weights of the whole step, so unequal micro-batches do not count
-    equally. Raises FloatingPointError before the weights are touched when a number is bad.
+    equally; nor do ranks. world: rows are this rank's share, perhaps none, total_weight is the sum of w_i
+    over all ranks. Raises FloatingPointError before the weights are touched when a number is bad.
     """
     w = torch.ones(len(rows)) if row_weights is None else torch.as_tensor(row_weights, dtype=torch.float32)
-    target, w = torch.as_tensor(p_first, dtype=torch.float32), w / w.sum()
+    target, w = torch.as_tensor(p_first, dtype=torch.float32), w / (total_weight or w.sum())
     model.train()
     optimizer.zero_grad(set_to_none=False)  # gradients have their place (flat_)
     loss = torch.zeros((), device=next(model.parameters()).device)
@@ -169,15 +173,16 @@ def train_step(
         part = [rows[i] for i in chosen], target[chosen], w[chosen]
         loss += add(model, *part, label_smoothing, pad_id=pad_id, dtype=dtype)
     tuned = [p for group in optimizer.param_groups for p in group["params"]]
-    grad_norm = nn.utils.clip_grad_norm_(tuned, max_grad_norm or float("inf"))
-    loss, grad_norm = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device
-    if not np.isfinite([loss, grad_norm]).all():
-        raise FloatingPointError(f"loss {loss}, gradient norm {grad_norm}")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
     try:
+        world.sum_(*(p.grad for p in tuned), loss)
+        grad_norm = nn.utils.clip_grad_norm_(tuned, max_grad_norm or float("inf"))
+        loss, grad_norm = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device
+        if not np.isfinite([loss, grad_norm]).all():
+            raise FloatingPointError(f"loss {loss}, gradient norm {grad_norm}")
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         optimizer.step()
-    except torch.OutOfMemoryError as error:  # before this line the step could be done again
+    except torch.OutOfMemoryError as error:  # before the sum a rank could do its share again
         raise ValueError("out of GPU memory in the optimiser: weights half updated, not saved") from error
     return loss, grad_norm
 
@@ -191,11 +196,12 @@ def predict_first(
     pad_id: int,
     dtype: torch.dtype = torch.float32,
     label: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> np.ndarray:
     """P(the answer shown first wins) of each row of token ids, in the order given: (rows,) float64.
 
-    Dropout is off. label: the text of a progress bar; None shows none. Raises FloatingPointError where a
-    logit is not finite.
+    Dropout is off. label: the text of a progress bar; None shows none. names: the rows' ids (none: their
+    positions), for the FloatingPointError where a logit is not finite.
     """
     model.eval()
     p = np.full(len(rows), np.nan)
@@ -206,10 +212,10 @@ def predict_first(
             margin = logits[:, 0] - logits[:, 1]  # an infinite one would pass as a probability of 0 or 1
             p[chosen] = torch.where(margin.isfinite(), margin.sigmoid(), torch.nan).cpu().numpy()
             bar.update(len(chosen))
-    if not np.isfinite(p).all():
-        raise FloatingPointError(
-            f"logits that are not finite for {np.flatnonzero(~np.isfinite(p))[:5]} (positions in the input)"
-        )
+    bad = np.flatnonzero(~np.isfinite(p))
+    if len(bad):
+        which = [i if names is None else names[i] for i in bad[:5].tolist()]
+        raise FloatingPointError(f"logits that are not finite for {len(bad)} of {len(p)} rows: {which}")
     return p
 
 

@@ -28,15 +28,15 @@ POOL_FROM = 20_000  # rows; starting processes takes some seconds, in which one 
 TOUCHED = re.compile(r"[&\x00-\x08\x0b-\x1f\x7f]")
 
 
-def repaired(table: pd.DataFrame, workers: int | None = None) -> pd.DataFrame:
+def repaired(table: pd.DataFrame, workers: int | None = None, ranks: int = 1) -> pd.DataFrame:
     """The table with mojibake, control characters and the like mended by ftfy (https://ftfy.readthedocs.io).
 
     Once for each text, before rows are shown in one order or the other: it is slow (a regular-expression
-    library). workers: processes (None: all cores, for a long table). They come from a fork server: a fork of
-    this process, with its threads, could hang.
+    library). workers: processes (None: all cores, for a long table, shared by the `ranks` of this machine).
+    They come from a fork server: a fork of this process, with its threads, could hang.
     """
     if workers is None:
-        workers = (os.cpu_count() or 1) if len(table) >= POOL_FROM else 1
+        workers = max(1, (os.cpu_count() or 1) // ranks) if len(table) >= POOL_FROM else 1
     with contextlib.ExitStack() as stack:
         each = map
         if workers > 1:

@@ -124,12 +124,16 @@ def write_tiny(folder: str, seed: int = 0, **changes) -> str:
     """Write the model and its tokenizer as an ordinary model folder; the same bytes for the same seed.
     Returns folder."""
     import torch
+    from safetensors.torch import save_file
     from transformers import Gemma2ForCausalLM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Gemma2ForCausalLM(tiny_config(**changes))
-    model.save_pretrained(folder)
+        model = Gemma2ForCausalLM(tiny_config(architectures=["Gemma2ForCausalLM"], **changes))
+    # not model.save_pretrained, which in all ranks but the first writes nothing
+    model.config.save_pretrained(folder)
+    tensors = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # the embeddings' own
+    save_file(tensors, f"{folder}/model.safetensors", metadata={"format": "pt"})
     byte_tokenizer().save_pretrained(folder)
     return str(folder)
 

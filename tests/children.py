@@ -6,6 +6,7 @@ A child is forked from a server that has imported everything once: it takes half
 is a function of this file and its arguments.
 """
 
+import math
 import multiprocessing
 import os
 import resource
@@ -14,17 +15,20 @@ import select
 import signal
 import sys
 import tempfile
+import time
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest.mock import patch
 
 import bitsandbytes  # noqa: F401  (this and the next two: for the children, once)
 import pyarrow.parquet  # noqa: F401
+import torch
 import transformers.models.gemma2.modeling_gemma2  # noqa: F401
 
 import infer  # noqa: F401
 import train  # noqa: F401
-from minarena import parts, predict, step
+from minarena import adapter, parts, predict, step
+from minarena.model import PreferenceModel
 
 REPOSITORY = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
@@ -124,3 +128,79 @@ def signal_in_part(number: int, sent: int) -> None:
 def small_files(limit: int) -> None:
     """As on a full disk: no file can grow beyond `limit` bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+# --------------------------------------------------------------------------------------- several of them
+
+
+def run_ranks(size: int, script: str, words: list[str], folder: Path, faults: dict | None = None) -> list:
+    """[(exit code, what it said)] of each rank, set up as torchrun does it. faults: rank -> (fault, arguments
+    ...). What does not end within two minutes is killed: -9."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    started = []
+    for rank in range(size):
+        fault = (faults or {}).get(rank, ())
+        told = (as_rank, rank, size, store.port, *fault)
+        started.append(begin(script, words, folder / f"said{rank}", *told))
+    end = time.monotonic() + 120
+    for child in started:
+        child.join(max(0, end - time.monotonic()))
+        child.kill()
+        child.join()
+    return [(child.exitcode, (folder / f"said{rank}").read_text()) for rank, child in enumerate(started)]
+
+
+def as_rank(rank: int, size: int, port: int, fault=None, *arguments) -> None:
+    names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+    names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    if fault:
+        fault(*arguments)
+
+
+def in_step(number: int, what, *arguments) -> None:
+    """what(*arguments) is called at the beginning of the training step of that number (from 1)."""
+    real, calls = step.train_step, iter(range(1, number + 1))
+
+    def train_step(*positional, **keywords):
+        if next(calls, 0) == number:
+            what(*arguments)
+        return real(*positional, **keywords)
+
+    step.train_step = train_step
+
+
+def fail(message: str) -> None:
+    raise ValueError(message)
+
+
+def bad_number(number: int) -> None:
+    """The logits of the model's call of that number (from 1) are NaN."""
+    real, calls = PreferenceModel.forward, iter(range(1, number + 1))
+
+    def forward(*arguments):
+        return real(*arguments) * (math.nan if next(calls, 0) == number else 1)
+
+    PreferenceModel.forward = forward
+
+
+def little_memory(tokens: int) -> None:
+    """Micro-batches of more than `tokens` do not fit."""
+    real = PreferenceModel.forward
+
+    def forward(self, ids, mask):
+        if ids.numel() > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(self, ids, mask)
+
+    PreferenceModel.forward = forward
+
+
+def other_start() -> None:
+    """LoRA and head start from another seed."""
+    real = adapter.attach_adapter_
+    adapter.attach_adapter_ = lambda model, config, seed=0: real(model, config, seed + 1)
+
+
+def other_words(*words: str) -> None:
+    sys.argv += words

@@ -1,0 +1,81 @@
+"""Several processes, started by torchrun: who this one is, and sums over all of them.
+
+    world = this_world()         rank 0 of 1 without torchrun: nothing below then does or costs anything
+    world.sum_(gradient, loss)   in place, over all ranks
+    world.gather(7)              [7, 7]: what each rank has, on each rank
+    together(command)            command() in each process; when one fails all end, and it says why
+
+Tensors go over NCCL on GPUs and over gloo on CPUs, everything else over gloo. The only file that reads the
+environment. What it does not do: start processes, or start them again.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class World:
+    """What torchrun said: this process is `rank` of `size`; on this machine `local_rank` of `local_size`."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    def device(self) -> torch.device:
+        """This rank's GPU, from here on torch's current one, or the CPU; ValueError: more ranks than GPUs."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        if self.local_rank >= (count := torch.cuda.device_count()):
+            raise ValueError(f"torchrun --nproc_per_node {self.local_size}: GPUs on this machine: {count}")
+        torch.cuda.set_device(self.local_rank)
+        return torch.device("cuda", self.local_rank)
+
+    def sum_(self, *tensors: torch.Tensor) -> None:
+        """Each tensor, in place, becomes its sum over the ranks: the same bits on all of them."""
+        for tensor in tensors:
+            if self.size > 1:
+                torch.distributed.all_reduce(tensor)
+
+    def copy_first_(self, *tensors: torch.Tensor) -> None:
+        """Each tensor, in place, becomes rank 0's."""
+        for tensor in tensors:
+            if self.size > 1:
+                torch.distributed.broadcast(tensor, src=0)
+
+    def gather(self, value) -> list:
+        """[rank 0's value, rank 1's, ...]; waits until every rank is here."""
+        values = [value] * self.size
+        if self.size > 1:
+            torch.distributed.all_gather_object(values, value)
+        return values
+
+    def check_same(self, facts: dict) -> None:
+        """ValueError that names the first of the facts that is not what it is on rank 0."""
+        first = self.gather(facts)[0]
+        for name, value in facts.items():
+            if value != first[name]:
+                here = f"{name} is {value!r} on rank {self.rank}, and {first[name]!r} on rank 0"
+                raise ValueError(f"{here}: all machines need the same command and the same files")
+
+
+ALONE = World()
+
+
+def this_world() -> World:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return World(*(int(os.environ[name]) for name in names)) if "WORLD_SIZE" in os.environ else ALONE
+
+
+def together(command: Callable, *arguments) -> None:
+    """command(*arguments), under torchrun in company (ranks.py)."""
+    world = this_world()
+    if world.size > 1:
+        from minarena.ranks import in_company  # one process needs none of it
+
+        in_company(command, arguments, world.rank, world.size)
+    else:
+        command(*arguments)

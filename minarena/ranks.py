@@ -1,0 +1,81 @@
+"""How the processes of one run begin, and how they end: all of them, with one error.
+
+    in_company(command, arguments, rank, size)     command(*arguments) as one rank of several
+
+torchrun ends the processes of its own machine when one of them fails, by a SIGTERM, which here means "save
+and stop", and after 30 s by force; of other machines it knows nothing; and a sum over ranks one of which is
+gone may wait for ever. So each rank holds a connection to the one before it, and ends when that breaks: a
+process that dies of whatever cause takes the others with it in a moment. What it does not do: notice a
+machine that loses its power (NCCL's timeout does, after 10 minutes).
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as ranks
+
+
+def in_company(command: Callable, arguments: tuple, rank: int, size: int) -> None:
+    """Only rank 0 is heard, errors apart. After an error, or an exit with a number, it does not return."""
+    store = next(iter(ranks.rendezvous("env://")))[0]  # torchrun's own, which outlives the ranks
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    ranks.init_process_group(backend, store=store, rank=rank, world_size=size)
+    ring = ranks.new_group(backend="gloo", timeout=timedelta(days=365))  # silent until the end
+    ending = threading.Lock()  # held by the thread that ends this process
+    before, after = (rank - 1) % size, (rank + 1) % size
+    watcher = threading.Thread(target=watch, args=(before, ring, store.clone(), ending), daemon=True)
+    watcher.start()
+    if rank:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for good)
+    try:
+        command(*arguments)
+        ranks.barrier(ring)  # rank 0 may still be writing
+    except BaseException as error:  # whatever it is, this process ends here
+        end(error, ring, store, ending)
+    ranks.send(torch.zeros(1), after, group=ring)
+    watcher.join()
+    ranks.destroy_process_group()
+
+
+def watch(before: int, ring, store, ending: threading.Lock) -> None:
+    """End this process when the rank `before` it has gone without a farewell."""
+    try:
+        ranks.recv(torch.zeros(1), src=before, group=ring)
+    except RuntimeError:  # the connection is closed
+        with ending:
+            last_words(store, f"\nrank {before} has gone: killed? (out of memory?)")
+            os._exit(1)
+
+
+def end(error: BaseException, ring, store, ending: threading.Lock) -> None:
+    """End this process, and by that the others; by force, as Python's own end waits for sums to come."""
+    if isinstance(error, RuntimeError):  # so does a sum fail whose peer has gone: watch() knows better
+        time.sleep(3)
+    with ending:
+        code = getattr(error, "code", None)
+        if isinstance(code, int):  # --help, a wrong option, a signal: all ranks end with it
+            with contextlib.suppress(RuntimeError):  # rank 0 could not save, and has said so
+                ranks.barrier(ring)
+        else:
+            known = isinstance(error, SystemExit)
+            last_words(store, code if known else "".join(traceback.format_exception(error)))
+            code = 1
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def last_words(store, words: str) -> None:
+    """Of all ranks the first that fails says why; the others fail because of it, or of the same."""
+    try:
+        first = store.add("failed", 1) == 1
+    except RuntimeError:  # the store has gone with its machine: better said twice than never
+        first = True
+    if first:
+        print(words, file=sys.__stderr__, flush=True)
