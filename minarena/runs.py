@@ -41,6 +41,8 @@ class Run:
 def read_run(folder: str, more: list[pd.DataFrame]) -> Run:
     """A run's folder as it is now; ValueError where it is none. more: the rows of --data by id."""
     log, path = Path(folder, "log.jsonl"), Path(folder, "eval.parquet")
+    if not Path(folder, "train_config.json").exists():
+        raise ValueError(f"{folder}: no run of train.py: there is no train_config.json")
     try:
         one = Run(folder, json.loads(Path(folder, "train_config.json").read_text()), [])
         for line in log.read_text(errors="replace").splitlines() if log.exists() else []:
