@@ -12,7 +12,6 @@ A label is joined to its row by id, always: the seed's notebook sorted rows by l
 predictions back by position, and then reported that pseudo-labels did not help.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from minarena.config import InferConfig, first_line, say
 from minarena.data import TEXTS, file_record
 from minarena.files import read_frames, read_pairs
+from minarena.folders import read_record
 from minarena.parts import write_whole
 
 
@@ -108,7 +108,7 @@ def finished_run(run: str) -> tuple[dict, pd.DataFrame]:
     names = ("data_files", "eval_data", "limit", "ties", "fold", "n_splits")
     try:
         table = pd.read_parquet(f"{run}/eval.parquet", columns=["id", "label", "p_a"])
-        record = json.loads(Path(f"{run}/train_config.json").read_text())
+        record = read_record(Path(run) / "train_config.json")
         return {name: record[name] for name in names}, table
     except Exception as error:  # pyarrow's, json's and ours: a file there is missing or damaged
         raise ValueError(f"--distill {run}: not a finished run of train.py: {first_line(error)}") from error

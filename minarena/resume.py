@@ -20,6 +20,7 @@ from minarena.adapter import adapter_tensors, read_adapter
 from minarena.checkpoint import find_checkpoints, refuse_finished, write_text
 from minarena.config import first_line, say
 from minarena.data import file_record
+from minarena.folders import read_record
 
 # What a resumed run may change: nothing of it decides the result.
 FREE = {"out", "resume", "swap", "eval_every", "save_every", "token_budget", "log_to", "versions", "commit"}
@@ -76,24 +77,11 @@ def restore_(out: str, model: nn.Module, optimizer) -> int:
     return stored["step"]
 
 
-def read_record(path: Path) -> dict:
-    """A JSON object from a file; ValueError that names the file where there is none."""
-    try:
-        found = json.loads(path.read_text())
-        if isinstance(found, dict):
-            return found
-        reason = "no JSON object"
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error
-    raise ValueError(f"{path} is damaged: {reason}; restore it, or delete its folder")
-
-
 def cut_log(out: str, done: int) -> None:
     """Drop what log.jsonl has from after the checkpoint of step `done`, for that is done again, and what
     cannot be read, such as a last line that was cut off itself."""
     path, saved = Path(out) / "log.jsonl", {"event": "save", "step": done}
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    before = takewhile(lambda event: event != saved, map(readable, lines))
+    before = takewhile(lambda event: event != saved, read_log(out))
     events = [event for event in before if event.get("step", math.inf) <= done]
     steps = sum(event.get("event") == "step" for event in events)
     if steps != done:
@@ -101,8 +89,14 @@ def cut_log(out: str, done: int) -> None:
     write_text("".join(json.dumps(event) + "\n" for event in [*events, saved]), path)
 
 
+def read_log(out: str) -> list[dict]:
+    """The events of a run so far; a line that cannot be read, as one that is being written, is {}."""
+    path = Path(out) / "log.jsonl"
+    return [readable(line) for line in path.read_text(errors="replace").splitlines()] if path.exists() else []
+
+
 def readable(line: str) -> dict:
     try:
         return dict(json.loads(line))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return {}

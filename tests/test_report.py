@@ -236,6 +236,15 @@ def test_an_unfinished_run_is_read_up_to_the_line_that_is_being_written(table, t
         assert "0 of 40 steps, unfinished" in said[0]
 
 
+def test_lines_of_the_log_that_cannot_be_read_are_left_out(table, tmp_path):
+    run = write_run(tmp_path / "run", table)
+    lines = (run / "log.jsonl").read_text().splitlines()
+    for number, garbage in enumerate(["{}}", "[" * 10**5, "\0\0", "[1]", '{"loss": 1}', '"step"', "7"]):
+        lines[2 * number] = garbage
+    (run / "log.jsonl").write_text("\n".join(lines))
+    assert "33 of 40 steps" in made(run, out=tmp_path / "r.html")[1][0]
+
+
 def test_a_loss_that_only_shakes_is_called_noise_and_one_that_falls_is_not(table, tmp_path):
     run = write_run(tmp_path / "run", table)
     assert "learnt (-" in made(run, out=tmp_path / "r.html")[1][1]

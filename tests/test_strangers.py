@@ -96,6 +96,7 @@ BASES = {
     "an index with a pickle": (pickled_shard, "'model.bin': only .safetensors files of this folder are read"),
     "an index that is none": (lambda b: (b / INDEX).write_text("[" * 10**5), "index.json is damaged"),
     "an index of numbers": (lambda b: (b / INDEX).write_text('{"weight_map": {"x": 1}}'), "names 1"),
+    "an index that names a number": (lambda b: (b / INDEX).write_text('{"weight_map": 5}'), "names 5"),
     "a tokenizer that leads out": (tokenizer_elsewhere, "names '../tokenizer.1.0.0.json'"),
     "pickled weights": (
         only_pickled,
