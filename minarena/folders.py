@@ -27,9 +27,8 @@ def check_folder(name: str) -> None:
         if not (folder / "config.json").is_file():
             raise ValueError(f"--model {name}: no config.json: not a model folder")
         if not list(folder.glob("*.safetensors")):
-            raise ValueError(
-                f"--model {name}: no .safetensors file: pickled weights are not read, convert them first"
-            )
+            remedy = "pickled weights are not read, convert them first"
+            raise ValueError(f"--model {name}: no .safetensors file: {remedy}")
         if not any((folder / file).exists() for file in TOKENIZERS):  # transformers would make an empty one
             raise ValueError(f"--model {name}: no tokenizer: none of {', '.join(TOKENIZERS)}")
         if (folder / "adapter_config.json").exists():  # where PEFT is installed, transformers would apply it

@@ -27,7 +27,8 @@ from minarena.parts import write_whole
 
 def check(config: InferConfig) -> None:
     """Raises ValueError, in one line with the remedy, for options that make no sense together."""
-    threshold = config.pseudo_threshold
+    threshold, there = config.pseudo_threshold, Path(config.pseudo or "").is_file()
+    odd = threshold is not None and not 0.5 <= threshold < 1
     problems = {
         "--pseudo FILE is needed by --distill, --exclude and --pseudo-threshold": not config.pseudo,
         "--pseudo needs --data FILE: the rows to label": not config.data,
@@ -35,14 +36,11 @@ def check(config: InferConfig) -> None:
         "--exclude is for new rows: drop it, or --distill": config.distill and config.exclude,
         "--limit is the runs' own: drop it, or --distill": config.distill and config.limit,
         "--pseudo is the output: drop --probs": config.probs,
-        f"--pseudo-threshold {threshold}: must be at least 0.5 and below 1": threshold is not None
-        and not 0.5 <= threshold < 1,
-        f"--pseudo {config.pseudo} exists: give another name, or delete it": Path(
-            config.pseudo or ""
-        ).is_file(),
+        f"--pseudo-threshold {threshold}: must be at least 0.5 and below 1": odd,
+        f"--pseudo {config.pseudo} exists: give another name, or delete it": there,
     }
-    for problem, there in problems.items():
-        if there:
+    for problem, applies in problems.items():
+        if applies:
             raise ValueError(problem)
 
 

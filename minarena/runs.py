@@ -110,9 +110,8 @@ def judges_of(done: list[Run], probs: list[str], more: list[pd.DataFrame]) -> di
     for path in probs:
         p = pd.concat([frame for frame, _ in read_frames(path)])
         if not {"id", "winner_model_a"} <= set(p.columns) or not known:
-            raise ValueError(
-                f"--probs {path}: needs columns id, winner_model_a, and --data FILE or a finished run"
-            )
+            needs = "needs columns id, winner_model_a, and --data FILE or a finished run"
+            raise ValueError(f"--probs {path}: {needs}")
         rows = pd.concat(known).dropna(subset="label")
         rows = rows[~rows.index.duplicated()]
         p = pd.to_numeric(p.set_index(p["id"].astype(str))["winner_model_a"], errors="coerce")
