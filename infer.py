@@ -88,12 +88,13 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     dtype = names.get(config.dtype, default_dtype(device, training=False))
+    word = next(name for name in names if names[name] == dtype)
 
     table = unlabelled(config) if config.pseudo else load_rows(config, base)
     say(
         f"rows      {len(table):,}{by_language(table)}",
         f"passes    {', '.join(done(adapters, config))}",
-        f"model     {base}, {str(dtype).removeprefix('torch.')} on {device_name(device)}",
+        f"model     {base}, {word} on {device_name(device)}",
         f"output    {out}",
     )
     parts = None

@@ -48,9 +48,12 @@ def main(argv: list[str] | None = None) -> dict:
     files = [file_record(path) for path in [*config.data, *filter(None, [config.eval_data])]]
     record = asdict(config) | {"data_files": files, "rows": len(pairs), "device": device.type}
     if config.resume:
-        from minarena.resume import compare, restore_  # a new run needs none of it
+        from minarena.resume import compare, finished, restore_  # a new run needs none of it
 
         compare(config.out, record)
+        if result := finished(config.out):
+            print(json.dumps(result))
+            return result
     else:
         claim(config.out, record)
     describe_data(config, pairs, held_out)
@@ -115,7 +118,11 @@ def main(argv: list[str] | None = None) -> dict:
             if bar.disable and (step + 1) % -(-steps // 20) == 0:  # no terminal: twenty lines, not a bar
                 say(f"step {step + 1:,} of {steps:,}: {now}")
             if step + 1 < steps and config.eval_every and (step + 1) % config.eval_every == 0:
-                log("eval", step + 1, **evaluate(model, held_out, eval_rows, computing, auto)[0])
+                try:
+                    log("eval", step + 1, **evaluate(model, held_out, eval_rows, computing, auto)[0])
+                except (FloatingPointError, MemoryError):
+                    save(step + 1)
+                    raise
             if signals or step + 1 == steps or (step + 1) % config.save_every == 0:
                 save(saved := step + 1)
             if signals:
@@ -129,7 +136,8 @@ def main(argv: list[str] | None = None) -> dict:
     finish(config.out, table, model, adapter, config.model)
     result = {"out": config.out, "order": config.order, "steps": steps, "rows": n, "tokens": tokens}
     result |= {"seconds": round(seconds, 2), "tokens_per_second": round(tokens / max(seconds, 1e-9), 1)}
-    result |= {"peak_memory_gib": round(peak_bytes(device) / 2**30, 3)}
+    # after --resume the tokens and seconds are of the steps after the checkpoint
+    result |= {"peak_memory_gib": round(peak_bytes(device) / 2**30, 3), "resumed_after": done}
     result["eval"] = {**figures["mean" if config.order == "both" else config.order], **figures}
     report(config, result, len(held_out))
     print(json.dumps(result))

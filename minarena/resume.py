@@ -2,6 +2,7 @@
 checkpoint.
 
     compare(out, options)                    ValueError where the run would not be the one begun
+    finished(out)                            its result, if nothing is left to do
     done = restore_(out, model, optimizer)   steps done: weights, optimiser state and log are those after them
 
 Nothing is ever unpickled. What it does not do: go on from another run's adapter (--init-adapter does).
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from minarena.adapter import adapter_tensors, read_adapter
-from minarena.checkpoint import find_checkpoints, refuse_finished, write_text
+from minarena.checkpoint import FINISHED, find_checkpoints, write_text
 from minarena.config import first_line, say
 from minarena.data import file_record
 from minarena.folders import read_record
@@ -28,7 +29,6 @@ FREE = {"out", "resume", "swap", "eval_every", "save_every", "token_budget", "lo
 
 def compare(out: str, options: dict) -> None:
     """Raises ValueError where `out` holds no run that these options would go on with, naming the first."""
-    refuse_finished(out)
     path = Path(out) / "train_config.json"
     if not path.exists() and not find_checkpoints(out):
         raise ValueError(f"--resume: no run in {out}: leave --resume away, or give the run's --out")
@@ -37,6 +37,19 @@ def compare(out: str, options: dict) -> None:
         if begun.get(name) != options.get(name):
             change = f"{name} was {begun.get(name)!r}, now it is {options.get(name)!r}"
             raise ValueError(f"--resume: {change}: a resumed run keeps its options")
+
+
+def finished(out: str) -> dict | None:
+    """What train.py printed at the end of a finished run, without speed; None of an unfinished one."""
+    if not (Path(out) / FINISHED).exists():
+        return None
+    record = read_record(Path(out) / "train_config.json")
+    last = next((event for event in reversed(read_log(out)) if event.get("event") == "eval"), {})
+    figures = {name: last[name] for name in ("ab", "ba", "mean") if name in last}
+    own = figures.get(record["order"].replace("both", "mean"), {})  # the order trained
+    say(f"{out} is finished, nothing is left to do. Its results: python -m minarena.report {out}")
+    result = {"out": out, "order": record["order"], "steps": last.get("step"), "rows": record["rows"]}
+    return result | {"eval": {**own, **figures}}
 
 
 def restore_(out: str, model: nn.Module, optimizer) -> int:

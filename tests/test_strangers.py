@@ -361,9 +361,10 @@ def test_an_output_that_cannot_be_written_is_noticed_before_any_work(tmp_path, r
     monkeypatch.setattr(train, "build", None)
     monkeypatch.setattr(infer, "load_backbone", None)
     for command, words, reason in (
-        (train, [*data, "--out", f"{tmp_path}/file"], f"'{tmp_path}/file'"),
-        (train, [*data, "--out", f"{tmp_path}/file/run"], f"'{tmp_path}/file/run'"),
-        (train, [*data, "--out", f"{locked}/run"], str(locked)),
+        (train, [*data, "--out", f"{tmp_path}/file"], f"--out {tmp_path}/file: File exists: give another"),
+        (train, [*data, "--out", f"{tmp_path}/file/run"], f"--out {tmp_path}/file/run: Not a directory"),
+        (train, [*data, "--out", f"{locked}/run"], f"--out {locked}/run: "),
+        (train, [*data, "--out", str(locked)], f"--out {locked}: cannot be written to"),
         (quantize, ["--out", f"{tmp_path}/file/8bit"], f"--out {tmp_path}/file/8bit: File exists"),
         (quantize, ["--out", f"{locked}/8bit"], f"--out {locked}/8bit: "),
         (
