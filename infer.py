@@ -23,12 +23,12 @@ from minarena.data import file_record
 from minarena.files import read_pairs
 from minarena.folders import check_folder
 from minarena.metrics import scores
-from minarena.model import PreferenceModel, default_dtype, load_backbone, residual_dtype
+from minarena.model import DTYPES, default_dtype, load_base
 from minarena.parts import PART, open_parts, write_whole
 from minarena.predict import TrainedAdapter, find_adapter, passes, predict_pairs
 from minarena.pseudo import check, distilled, unlabelled, write_labels
-from minarena.text import check_vocabulary, load_tokenizer, repaired
-from minarena.tiny import base_folder, demo_pairs
+from minarena.text import repaired
+from minarena.tiny import demo_pairs
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -86,9 +86,8 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
     }
     matmul = config.matmul or recorded(adapters, "matmul", "dequant")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    dtype = names.get(config.dtype, default_dtype(device, training=False))
-    word = next(name for name in names if names[name] == dtype)
+    word = config.dtype or default_dtype(device, training=False)
+    dtype = DTYPES[word]
 
     table = unlabelled(config) if config.pseudo else load_rows(config, base)
     say(
@@ -103,15 +102,7 @@ def predict(config: InferConfig, out: str) -> tuple[pd.DataFrame, pd.Series, dic
         data = [file_record(path)["sha256"] for path in config.data]
         numerics = {"model": base, "dtype": str(dtype), "matmul": matmul, "fast": config.fast}
         parts = open_parts(f"{out}.parts", {"adapter": made_by, "data": data, **how, **numerics})
-    with base_folder(base) as folder:
-        tokenizer = load_tokenizer(folder)
-        backbone = load_backbone(folder, device, dtype, matmul=matmul)
-    check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
-    model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
-    if config.fast == "on" and device.type == "cuda":
-        from minarena.fast import take_fast_path_
-
-        take_fast_path_(model, dtype)
+    model, tokenizer = load_base(base, device, dtype, matmul, config.fast == "on")
     texts = repaired(table)
     start = time.perf_counter()
     p_a = predict_pairs(

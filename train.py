@@ -27,16 +27,11 @@ from minarena.console import describe, describe_data, plain_bars, report
 from minarena.data import file_record, row_weights, split, swapped
 from minarena.memory import within_memory_
 from minarena.metrics import scores
-from minarena.model import (
-    PreferenceModel,
-    default_dtype,
-    load_backbone,
-    residual_dtype,
-)
+from minarena.model import DTYPES, default_dtype, load_base
 from minarena.signals import stop_requests
 from minarena.step import lr_at, make_optimizer, predict_first, real_tokens, train_step
-from minarena.text import check_vocabulary, encode, load_tokenizer, pad_id, repaired
-from minarena.tiny import DEMO_LR, base_folder, demo_pairs
+from minarena.text import encode, pad_id, repaired
+from minarena.tiny import DEMO_LR, demo_pairs
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -147,8 +142,7 @@ def main(argv: list[str] | None = None) -> dict:
 def resolve(config: TrainConfig, device: torch.device) -> None:
     """Fill in, in place, what depends on other options or the device, for the record."""
     config.out = config.out or f"runs/{config.order}"
-    bf16 = default_dtype(device, training=True) == torch.bfloat16
-    config.dtype = config.dtype or ("bf16" if bf16 else "fp32")
+    config.dtype = config.dtype or default_dtype(device, training=True)
     if config.model != "tiny":
         from minarena.folders import check_folder  # the demo needs no check
 
@@ -195,16 +189,8 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def build(config: TrainConfig, device: torch.device):
     """(model with a fresh or given adapter, adapter settings, tokenizer, compute dtype)"""
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.dtype]
-    with base_folder(config.model) as folder:
-        tokenizer = load_tokenizer(folder)
-        backbone = load_backbone(folder, device, dtype, matmul=config.matmul)
-    check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
-    model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
-    if config.fast == "on" and device.type == "cuda":
-        from minarena.fast import take_fast_path_
-
-        take_fast_path_(model, dtype)
+    dtype = DTYPES[config.dtype]
+    model, tokenizer = load_base(config.model, device, dtype, config.matmul, config.fast == "on")
     dropouts = {"dropout": config.lora_dropout, "head_dropout": config.head_dropout}
     if config.init_adapter:
         return model, load_adapter_(model, config.init_adapter, **dropouts), tokenizer, dtype

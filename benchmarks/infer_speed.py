@@ -21,15 +21,14 @@ from benchmarks import random_base as base
 from benchmarks.train_speed import SEED, preference_model, write_profile
 from minarena.adapter import AdapterConfig, attach_adapter_
 from minarena.fast import take_fast_path_
-from minarena.model import default_dtype
+from minarena.model import DTYPES, default_dtype
 from minarena.step import batches, predict_first, real_tokens
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    dtype = names.get(options.dtype) or default_dtype(device, training=False)
+    dtype = DTYPES[options.dtype or default_dtype(device, training=False)]
     model = preference_model(options.shape, device, dtype, options.matmul)
     if options.fast == "on":
         take_fast_path_(model, dtype)

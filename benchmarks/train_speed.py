@@ -22,7 +22,7 @@ from benchmarks import random_base as base
 from minarena.adapter import AdapterConfig, attach_adapter_
 from minarena.fast import fit_layers_, take_fast_path_
 from minarena.int8 import use_dequantized_
-from minarena.model import PreferenceModel, default_dtype, residual_dtype
+from minarena.model import DTYPES, PreferenceModel, default_dtype, residual_dtype
 from minarena.step import batches, make_optimizer, real_tokens, seed_dropout, train_step, trainable
 
 SEED = 0xFACED
@@ -31,7 +31,7 @@ SEED = 0xFACED
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = default_dtype(device, training=True)
+    dtype = DTYPES[default_dtype(device, training=True)]
     start = time.perf_counter()
     model = preference_model(options.shape, device, dtype, options.matmul, options.layers)
     off = options.dropout == "off"
