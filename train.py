@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> dict:
     if config.resume:
         from minarena.resume import compare, finished, restore_  # a new run needs none of it
 
-        compare(config.out, record)
+        begun = compare(config.out, record)
         if result := finished(config.out):
             print(json.dumps(result))
             return result
@@ -55,6 +55,11 @@ def main(argv: list[str] | None = None) -> dict:
 
     pairs, held_out = repaired(pairs), repaired(held_out)
     model, adapter, tokenizer, dtype = build(config, device)
+    path = "fast" if model.fast else "reference"  # known only now, whatever --fast asked for
+    if not config.resume:
+        claim(config.out, record | {"path": path})
+    elif begun.get("path", path) != path:
+        raise ValueError(f"--resume: the run was begun on the {begun['path']} path, this is the {path} one")
     optimizer = make_optimizer(model, config.weight_decay)
     # Row i of the table is rows[i]; with --order both its mirror image is rows[n + i].
     shown = {"ab": [pairs], "ba": [swapped(pairs)], "both": [pairs, swapped(pairs)]}[config.order]

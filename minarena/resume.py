@@ -25,10 +25,11 @@ from minarena.folders import read_record
 
 # What a resumed run may change: nothing of it decides the result.
 FREE = {"out", "resume", "swap", "eval_every", "save_every", "token_budget", "log_to", "versions", "commit"}
+FREE |= {"path"}  # compared when it is known, after the base is loaded
 
 
-def compare(out: str, options: dict) -> None:
-    """Raises ValueError where `out` holds no run that these options would go on with, naming the first."""
+def compare(out: str, options: dict) -> dict:
+    """The record of the run in `out`; ValueError where these options would not go on with it, naming one."""
     path = Path(out) / "train_config.json"
     if not path.exists() and not find_checkpoints(out):
         raise ValueError(f"--resume: no run in {out}: leave --resume away, or give the run's --out")
@@ -37,6 +38,7 @@ def compare(out: str, options: dict) -> None:
         if begun.get(name) != options.get(name):
             change = f"{name} was {begun.get(name)!r}, now it is {options.get(name)!r}"
             raise ValueError(f"--resume: {change}: a resumed run keeps its options")
+    return begun
 
 
 def finished(out: str) -> dict | None:

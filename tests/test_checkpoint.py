@@ -318,6 +318,29 @@ def test_the_record_holds_every_resolved_option_the_files_and_the_versions(strai
     assert "commit" in record
 
 
+def test_the_record_says_which_path_ran_and_a_run_is_resumed_on_the_same_one(words, cut_off, monkeypatch):
+    path = cut_off / "train_config.json"
+    record = json.loads(path.read_text())
+    assert (record["fast"], record["path"]) == ("on", "reference")  # there is no GPU here
+    path.write_text(json.dumps(record | {"path": "fast"}))
+    with pytest.raises(ValueError, match="begun on the fast path, this is the reference one"):
+        train.main([*words, "--out", str(cut_off), "--resume"])
+    path.write_text(json.dumps(record))
+    real, claimed = train.build, []
+
+    def on_the_fast_path(*arguments):
+        model, *rest = real(*arguments)
+        model.fast = "as if"
+        return model, *rest
+
+    monkeypatch.setattr(train, "build", on_the_fast_path)
+    monkeypatch.setattr(train, "claim", lambda out, record: claimed.append(record.get("path")))
+    monkeypatch.setattr(train, "make_optimizer", lambda *_: stop())
+    with pytest.raises(CutOff):
+        train.main([*words, "--out", str(cut_off / "other")])
+    assert claimed == [None, "fast"]
+
+
 def test_a_run_that_was_begun_on_another_device_is_not_resumed(words, cut_off):
     """The optimiser's state is another there, and no rounding is the same."""
     path = cut_off / "train_config.json"
