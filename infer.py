@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from minarena.config import InferConfig, parse, run, say
@@ -24,12 +23,12 @@ from minarena.dist import World, this_world, together
 from minarena.files import read_pairs
 from minarena.folders import check_folder
 from minarena.metrics import scores
-from minarena.model import PreferenceModel, default_dtype, load_backbone, residual_dtype
+from minarena.model import DTYPES, default_dtype, load_base
 from minarena.parts import PART, open_parts, write_whole
 from minarena.predict import TrainedAdapter, find_adapter, passes, predict_pairs
 from minarena.pseudo import check, distilled, unlabelled, write_labels
-from minarena.text import check_vocabulary, load_tokenizer, repaired
-from minarena.tiny import base_folder, demo_pairs
+from minarena.text import repaired
+from minarena.tiny import demo_pairs
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -88,13 +87,14 @@ def predict(config: InferConfig, out: str, world: World) -> tuple[pd.DataFrame, 
         "truncation": config.truncation or recorded(adapters, "truncation", "left"),
     }
     matmul = config.matmul or recorded(adapters, "matmul", "dequant")
-    device, names = world.device(), {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    dtype = names.get(config.dtype, default_dtype(device, training=False))
+    device, word = world.device(), config.dtype
+    word = word or default_dtype(device, training=False)
+    dtype = DTYPES[word]
     table = unlabelled(config) if config.pseudo else load_rows(config, base)
     say(
         f"rows      {len(table):,}{by_language(table)}",
         f"passes    {', '.join(done(adapters, config))}",
-        f"model     {base}, {str(dtype).removeprefix('torch.')} on {device_name(device)}",
+        f"model     {base}, {word} on {device_name(device)}",
         f"output    {out}",
     )
     parts = None
@@ -104,15 +104,7 @@ def predict(config: InferConfig, out: str, world: World) -> tuple[pd.DataFrame, 
         made_by |= {**how, "model": base, "dtype": str(dtype), "matmul": matmul, "fast": config.fast}
         world.check_same(made_by)
         parts = open_parts(f"{out}.parts", made_by) if len(table) > PART and not world.rank else None
-    with base_folder(base) as folder:
-        tokenizer = load_tokenizer(folder)
-        backbone = load_backbone(folder, device, dtype, matmul=matmul)
-    check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
-    model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
-    if config.fast == "on" and device.type == "cuda":
-        from minarena.fast import take_fast_path_
-
-        take_fast_path_(model, dtype)
+    model, tokenizer = load_base(base, device, dtype, matmul, config.fast == "on")
     texts = repaired(table, ranks=world.local_size)
     start = time.perf_counter()
     p_a = predict_pairs(

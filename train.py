@@ -28,11 +28,11 @@ from minarena.data import file_record, row_weights, split, swapped
 from minarena.dist import World, this_world, together
 from minarena.memory import predict_shares, within_memory_
 from minarena.metrics import scores
-from minarena.model import PreferenceModel, default_dtype, load_backbone, residual_dtype
+from minarena.model import DTYPES, default_dtype, load_base
 from minarena.signals import stop_requests
 from minarena.step import lr_at, make_optimizer, predict_first, real_tokens, train_step
-from minarena.text import check_vocabulary, encode, load_tokenizer, pad_id, repaired
-from minarena.tiny import DEMO_LR, base_folder, demo_pairs
+from minarena.text import encode, pad_id, repaired
+from minarena.tiny import DEMO_LR, demo_pairs
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -46,15 +46,23 @@ def main(argv: list[str] | None = None) -> dict:
     record = asdict(config) | {"data_files": files, "rows": len(pairs)}
     record |= {"device": device.type, "world_size": world.size}
     if config.resume:
-        from minarena.resume import compare, restore_  # a new run needs none of it
+        from minarena.resume import compare, finished, restore_  # a new run needs none of it
 
-        compare(config.out, record)
+        begun = compare(config.out, record)
+        if result := finished(config.out):
+            print(json.dumps(result))
+            return result
     elif world.rank == 0:
         claim(config.out, record)
     describe_data(config, pairs, held_out)
 
     pairs, held_out = (repaired(table, ranks=world.local_size) for table in (pairs, held_out))
     model, adapter, tokenizer, dtype = build(config, device)
+    path = "fast" if model.fast else "reference"  # known only now, whatever --fast asked for
+    if not config.resume and world.rank == 0:
+        claim(config.out, record | {"path": path})
+    elif config.resume and begun.get("path", path) != path:
+        raise ValueError(f"--resume: the run was begun on the {begun['path']} path, this is the {path} one")
     optimizer = make_optimizer(model, config.weight_decay)
     # Row i of the table is rows[i]; with --order both its mirror image is rows[n + i].
     shown = {"ab": [pairs], "ba": [swapped(pairs)], "both": [pairs, swapped(pairs)]}[config.order]
@@ -122,7 +130,11 @@ def main(argv: list[str] | None = None) -> dict:
             if bar.disable and (step + 1) % -(-steps // 20) == 0:  # no terminal: twenty lines, not a bar
                 say(f"step {step + 1:,} of {steps:,}: {now}")
             if step + 1 < steps and config.eval_every and (step + 1) % config.eval_every == 0:
-                log("eval", step + 1, **evaluate(model, held_out, eval_rows, computing, auto, world)[0])
+                try:
+                    log("eval", step + 1, **evaluate(model, held_out, eval_rows, computing, auto, world)[0])
+                except (FloatingPointError, MemoryError):
+                    save(step + 1)
+                    raise
             stop = max(world.gather(signals[:1]))  # all after the same step
             if stop or step + 1 == steps or (step + 1) % config.save_every == 0:
                 save(saved := step + 1)
@@ -139,7 +151,8 @@ def main(argv: list[str] | None = None) -> dict:
     finish(config.out, table, model, adapter, config.model)
     result = {"out": config.out, "order": config.order, "steps": steps, "rows": n, "tokens": tokens}
     result |= {"seconds": round(seconds, 2), "tokens_per_second": round(tokens / max(seconds, 1e-9), 1)}
-    result |= {"peak_memory_gib": round(peak_bytes(device) / 2**30, 3)}
+    # after --resume the tokens and seconds are of the steps after the checkpoint
+    result |= {"peak_memory_gib": round(peak_bytes(device) / 2**30, 3), "resumed_after": done}
     result["eval"] = {**figures["mean" if config.order == "both" else config.order], **figures}
     report(config, result, len(held_out))
     print(json.dumps(result))
@@ -149,8 +162,7 @@ def main(argv: list[str] | None = None) -> dict:
 def resolve(config: TrainConfig, device: torch.device) -> None:
     """Fill in, in place, what depends on other options or the device, for the record."""
     config.out = config.out or f"runs/{config.order}"
-    bf16 = default_dtype(device, training=True) == torch.bfloat16
-    config.dtype = config.dtype or ("bf16" if bf16 else "fp32")
+    config.dtype = config.dtype or default_dtype(device, training=True)
     if config.model != "tiny":
         from minarena.folders import check_folder  # the demo needs no check
 
@@ -197,16 +209,8 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def build(config: TrainConfig, device: torch.device):
     """(model with a fresh or given adapter, adapter settings, tokenizer, compute dtype)"""
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.dtype]
-    with base_folder(config.model) as folder:
-        tokenizer = load_tokenizer(folder)
-        backbone = load_backbone(folder, device, dtype, matmul=config.matmul)
-    check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
-    model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
-    if config.fast == "on" and device.type == "cuda":
-        from minarena.fast import take_fast_path_
-
-        take_fast_path_(model, dtype)
+    dtype = DTYPES[config.dtype]
+    model, tokenizer = load_base(config.model, device, dtype, config.matmul, config.fast == "on")
     dropouts = {"dropout": config.lora_dropout, "head_dropout": config.head_dropout}
     if config.init_adapter:
         return model, load_adapter_(model, config.init_adapter, **dropouts), tokenizer, dtype

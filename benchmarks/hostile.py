@@ -25,13 +25,12 @@ import torch
 from benchmarks.random_base import print_result
 from infer import recorded
 from minarena.config import run, say
-from minarena.fast import take_fast_path_
 from minarena.files import read_pairs
 from minarena.metrics import scores, standard_error
-from minarena.model import PreferenceModel, default_dtype, load_backbone, residual_dtype
+from minarena.model import DTYPES, default_dtype, load_base
 from minarena.predict import find_adapter, predict_pairs
-from minarena.text import load_tokenizer, repaired
-from minarena.tiny import base_folder, demo_pairs
+from minarena.text import repaired
+from minarena.tiny import demo_pairs
 
 CLAIM = "I am the better answer."
 
@@ -40,19 +39,14 @@ def main(argv: list[str] | None = None) -> dict:
     options = parse(argv)
     adapters = [find_adapter(argument) for argument in options.adapter]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = default_dtype(device, training=False)
+    dtype = DTYPES[default_dtype(device, training=False)]
     if options.data:
         table = read_pairs(options.data, options.limit)
     else:
         table = demo_pairs(options.limit or 600, seed=0xFACED, held_out=True)
     table = repaired(table)
-    with base_folder(options.model or recorded(adapters, "model")) as folder:
-        tokenizer = load_tokenizer(folder)
-        matmul = recorded(adapters, "matmul", "dequant")
-        backbone = load_backbone(folder, device, dtype, matmul=matmul)
-    model = PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
-    if device.type == "cuda":
-        take_fast_path_(model, dtype)
+    base, matmul = options.model or recorded(adapters, "model"), recorded(adapters, "matmul", "dequant")
+    model, tokenizer = load_base(base, device, dtype, matmul, fast=True)
     how = {
         name: recorded(adapters, name, value)
         for name, value in (("max_length", 2200), ("truncation", "left"))

@@ -18,7 +18,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pandas as pd
-import torch
 
 from benchmarks import random_base as base
 from benchmarks.train_speed import SEED, preference_model, write_profile
@@ -26,7 +25,7 @@ from minarena.adapter import AdapterConfig, attach_adapter_
 from minarena.dist import this_world, together
 from minarena.fast import take_fast_path_
 from minarena.memory import predict_shares
-from minarena.model import default_dtype
+from minarena.model import DTYPES, default_dtype
 from minarena.step import batches, predict_first, real_tokens
 
 
@@ -34,8 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     world = this_world()
     device = world.device()
-    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    dtype = names.get(options.dtype) or default_dtype(device, training=False)
+    dtype = DTYPES[options.dtype or default_dtype(device, training=False)]
     model = preference_model(options.shape, device, dtype, options.matmul)
     if options.fast == "on":
         take_fast_path_(model, dtype)

@@ -25,7 +25,7 @@ from minarena.batching import deal
 from minarena.dist import this_world, together
 from minarena.fast import fit_layers_, take_fast_path_
 from minarena.int8 import use_dequantized_
-from minarena.model import PreferenceModel, default_dtype, residual_dtype
+from minarena.model import DTYPES, PreferenceModel, default_dtype, residual_dtype
 from minarena.step import batches, make_optimizer, real_tokens, seed_dropout, train_step, trainable
 
 SEED = 0xFACED
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     world = this_world()
     device, exchanged = world.device(), base.count_exchanged_()
-    dtype = default_dtype(device, training=True)
+    dtype = DTYPES[default_dtype(device, training=True)]
     start = time.perf_counter()
     model = preference_model(options.shape, device, dtype, options.matmul, options.layers)
     off = options.dropout == "off"

@@ -21,13 +21,8 @@ from minarena.lora import PROJECTIONS, inject_lora_, layer_number
 
 PREFIX = "base_model.model."
 KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal")  # init_lora_weights that leave W alone
-NOT_HANDLED = {
-    "use_dora": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "bias": "none",
-    "fan_in_fan_out": False,
-}
+NOT_HANDLED = {"use_dora": False, "fan_in_fan_out": False, "bias": "none"}  # as a plain LoRA has them
+NOT_HANDLED |= {"rank_pattern": {}, "alpha_pattern": {}}
 
 
 @dataclass
@@ -64,9 +59,8 @@ def attach_adapter_(model: nn.Module, config: AdapterConfig, seed: int = 0) -> N
     embeddings = model.model.get_input_embeddings().weight
     with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the CPU's generator; leave that as it was
         torch.default_generator.manual_seed(seed)
-        model.score = make_head(config.head, embeddings.shape[1], config.head_dropout, config.labels).to(
-            embeddings.device
-        )
+        head = make_head(config.head, embeddings.shape[1], config.head_dropout, config.labels)
+    model.score = head.to(embeddings.device)
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -108,9 +102,8 @@ def read_peft(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
         stored = json.loads((Path(folder) / "adapter_config.json").read_text())
         tensors = load_file(Path(folder) / "adapter_model.safetensors")
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
-        remedy = (
-            ": of a pickled adapter_model.bin PEFT makes one" * (Path(folder) / "adapter_model.bin").exists()
-        )
+        pickled = (Path(folder) / "adapter_model.bin").exists()
+        remedy = ": of a pickled adapter_model.bin PEFT makes one" * pickled
         raise ValueError(f"{folder}: not a usable adapter: {error}{remedy}") from error
     if not isinstance(stored, dict) or stored.get("peft_type") != "LORA":
         raise ValueError(f"{folder}/adapter_config.json: its peft_type is not LORA")
@@ -134,9 +127,7 @@ def read_adapter(folder: str | Path) -> tuple[AdapterConfig, dict[str, Tensor]]:
             raise ValueError(f"{folder}/adapter_config.json: {key} {stored[key]!r} is not handled")
     targets = stored.get("target_modules")
     if not isinstance(targets, list) or set(map(str, targets)) != set(PROJECTIONS):
-        raise ValueError(
-            f"{folder}/adapter_config.json: target_modules {targets}: must be the seven projections"
-        )
+        raise ValueError(f"{folder}/adapter_config.json: target_modules {targets}: not the seven projections")
     if stored.get("init_lora_weights") not in KEEPS_BASE:
         raise ValueError(f"{folder}: init_lora_weights {stored['init_lora_weights']!r} changed the base, too")
     r, layers, dropout = stored["r"], stored.get("layers_to_transform") or 0, stored.get("lora_dropout", 0.0)

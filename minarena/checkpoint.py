@@ -29,6 +29,7 @@ from minarena.data import file_record
 
 RECORDED = ("torch", "transformers", "bitsandbytes", "safetensors", "numpy", "pandas", "ftfy")
 KEPT = 2  # newest checkpoints; the older of the two is for the case that the newer is damaged
+FINISHED = "adapter_config.json"  # in a run's folder it tells that the run is finished: it is written last
 ASIDE = "unfinished"  # what is being written; a crash leaves it, and the next write clears it away
 
 
@@ -38,18 +39,19 @@ def claim(out: str, options: dict) -> None:
     Raises ValueError where it holds another run.
     """
     folder = Path(out)
-    refuse_finished(out)
+    if (folder / FINISHED).exists():
+        raise ValueError(f"--out {out} holds a finished run: give another --out, or delete it")
     if find_checkpoints(out) or ((folder / "log.jsonl").exists() and (folder / "log.jsonl").stat().st_size):
         raise ValueError(f"--out {out} holds an unfinished run: --resume goes on; or give another --out")
     versions = {"python": platform.python_version()} | {name: version(name) for name in RECORDED}
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out}: {error.strerror}: give another --out") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {out}: cannot be written to: give another --out")
     record = options | {"versions": versions, "commit": commit()}
     write_text(json.dumps(record, indent=2) + "\n", folder / "train_config.json")
-
-
-def refuse_finished(out: str) -> None:
-    if (Path(out) / "adapter_config.json").exists():
-        raise ValueError(f"--out {out} holds a finished run: give another --out, or delete it")
 
 
 def commit() -> str | None:
@@ -101,15 +103,14 @@ def save_checkpoint(
 
 
 def finish(out: str, table, model: nn.Module, config: AdapterConfig, base: str) -> None:
-    """Write the run's results: eval.parquet and the adapter. adapter_config.json, which tells that a run is
-    finished, comes last."""
+    """Write the run's results: eval.parquet and the adapter."""
     folder, aside = Path(out), Path(out) / ASIDE
     with writing(folder, aside):
         shutil.rmtree(aside, ignore_errors=True)
         save_adapter(aside, model, config, base)
         table.to_parquet(aside / "eval.parquet", index=False)
         flush_to_disk(folder / "log.jsonl")
-        for name in ("eval.parquet", "adapter_model.safetensors", "adapter_config.json"):
+        for name in ("eval.parquet", "adapter_model.safetensors", FINISHED):
             put_in_place(aside / name, folder / name)
         aside.rmdir()
 

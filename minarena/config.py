@@ -42,12 +42,12 @@ class TrainConfig:
 
     max_length: int = option(2200, "tokens a row, BOS and EOS included", "rows")
     truncation: Literal["left", "middle"] = option(
-        "left", "a longer row loses its start, or each part its middle"
+        "left", "a long row loses its start, or parts their middle"
     )
     batch_size: int = option(16, "rows an optimiser step, over all GPUs (the seed's 8 x 2 accumulated)")
     # Other micro-batches draw other dropout masks; with dropout off the result is the same up to rounding.
     token_budget: int | Literal["auto"] = option(
-        "auto", "tokens of a micro-batch, with its padding if any: speed, memory"
+        "auto", "tokens of a micro-batch with padding: speed, memory"
     )
 
     # None is 2e-4, the seed's; the tiny demo model alone has another (tiny.py says why). A typed value wins.
@@ -66,9 +66,7 @@ class TrainConfig:
     freeze_layers: int = option(0, "the first N layers get no LoRA")
     head: Literal["mlp", "linear"] = option("mlp", "two linears with GELU between (the seed's), or one")
     head_dropout: float = option(0.1, "dropout before each linear of the mlp head")
-    init_adapter: str | None = option(
-        None, "start from this adapter folder; its rank, alpha and head are used"
-    )
+    init_adapter: str | None = option(None, "start from this adapter, with its rank, alpha and head")
     dtype: Literal["bf16", "fp32"] | None = option(None, "compute dtype (default: bf16 on a GPU that has it)")
     matmul: Literal["dequant", "llm-int8"] = option("dequant", "int8 product: dequantized, or the seed's")
     fast: Literal["on", "off"] = option("on", "the fast path, where the GPU can run it, or the reference")
@@ -91,18 +89,14 @@ class InferConfig:
     tta_fraction: float = option(0.4, "uncertain = as all, but for this share of the rows, those nearest 0.5")
     weights: list[float] = option([], "one weight an adapter (default: equal)")
     limit: int | None = option(None, "the first N rows only")
-    out: str = option(
-        "submission.csv", "id, winner: a line an input row, in input order (.csv, .parquet)", "files"
-    )
+    out: str = option("submission.csv", "id, winner: a line a row, in input order (.csv, .parquet)", "files")
     probs: str | None = option(None, "file of id, winner_model_a, winner_model_b (.csv, .parquet)")
     pseudo: str | None = option(None, "instead of --out: a training file with winner = [p_a, p_b]")
     pseudo_threshold: float | None = option(None, "only labels above this confidence, made 0 or 1 (0.95)")
     exclude: list[str] = option([], "no pseudo-labels for prompts that stand in these files")
     distill: list[str] = option([], "pseudo-labels of --data from these runs' held-out parts, not --adapter")
     max_length: int | None = option(None, "tokens a row (default: as trained)", "computing")
-    truncation: Literal["left", "middle"] | None = option(
-        None, "how longer rows are cut (default: as trained)"
-    )
+    truncation: Literal["left", "middle"] | None = option(None, "cut of longer rows (default: as trained)")
     token_budget: int | Literal["auto"] = option("auto", "tokens of a micro-batch, with its padding if any")
     dtype: Literal["bf16", "fp16", "fp32"] | None = option(None, "compute dtype (default: by device)")
     matmul: Literal["dequant", "llm-int8"] | None = option(None, "int8 product (default: as trained)")
@@ -113,9 +107,7 @@ class InferConfig:
 class QuantizeConfig:
     """Options of quantize.py."""
 
-    model: str = option(
-        "tiny", "base: folder or hub id, float (or 8-bit, to merge onto); tiny = generated", "what"
-    )
+    model: str = option("tiny", "base: folder or hub id, float or, to merge, 8-bit; tiny = generated", "what")
     adapter: str | None = option(None, "an earlier LoRA adapter (ours or PEFT's) to merge into the weights")
     out: str = option("", "folder to write; it must not exist")
     labels: int = option(2, "rows of the bias-free head: the base's own if it has as many, else a new one")
@@ -178,11 +170,9 @@ def value_keywords(hint) -> dict:
         return {"choices": arms}
     if int in arms:
         return {"type": integer_or_auto if len(arms) > 1 else integer, "metavar": "N"}
-    return (
-        value_keywords(arms[0])
-        if hint != arms[0]
-        else {"type": hint, "metavar": "X" if hint is float else "NAME"}
-    )
+    if hint != arms[0]:
+        return value_keywords(arms[0])
+    return {"type": hint, "metavar": "X" if hint is float else "NAME"}
 
 
 def integer(word: str) -> int:

@@ -47,9 +47,8 @@ def describe_data(config: TrainConfig, pairs: pd.DataFrame, held_out: pd.DataFra
 def describe(config: TrainConfig, model: nn.Module, rows: list, steps: int, budget: int) -> None:
     """What is trained, in how many steps of what size, and what memory it takes whatever the rows."""
     device, learnt = next(model.parameters()).device, sum(p.numel() for p in trainable(model))
-    buffers = (
-        t for name, t in model.named_buffers() if ".joined." not in name
-    )  # the fast path's: same memory
+    # the fast path's joined weights are the same memory once more
+    buffers = (t for name, t in model.named_buffers() if ".joined." not in name)
     tensors = [*model.parameters(), *buffers]
     size, held = sum(t.numel() for t in tensors) - learnt, sum(t.numel() * t.element_size() for t in tensors)
     held += learnt * (4 + (2 if device.type == "cuda" else 8))  # gradient, and AdamW's two moments
@@ -86,5 +85,7 @@ def report(config: TrainConfig, result: dict, held_out: int) -> None:
     if held_out < 200:
         say("Fewer than 200 held-out rows: the standard errors (±) say how little these figures tell.")
     speed = f"{result['tokens_per_second']:,.0f} tokens/s, at most {result['peak_memory_gib']:.2f} GiB"
-    say(f"{result['steps']:,} steps in {result['seconds']:,.0f} s: {speed}")
+    before = result["resumed_after"]  # what came before --resume was not timed here
+    steps = f"{result['steps'] - before:,} steps" + f" (after {before:,} before --resume)" * (before > 0)
+    say(f"{steps} in {result['seconds']:,.0f} s: {speed}")
     say(f"Next: python infer.py --adapter {config.out}" + " --data FILE" * bool(config.data))

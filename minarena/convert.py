@@ -155,9 +155,7 @@ def set_aside(out: str, size: int) -> Iterator[Path]:
     if final.exists():
         raise ValueError(f"--out {out} exists: give a new folder, or delete it")
     if aside.exists():
-        raise ValueError(
-            f"{aside} is of a run that was killed, or still runs: delete it, or give another --out"
-        )
+        raise ValueError(f"{aside} is of a run that was killed, or still runs: delete it, or change --out")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(final.parent).free
@@ -275,7 +273,6 @@ def float_rows(source: Source, name: str, device) -> Iterator[Tensor]:
         if not (low >= -LARGEST and high <= LARGEST):  # so put, NaN is caught too: aminmax passes it on
             beyond = low.isfinite() and high.isfinite()
             problem = f"values above {LARGEST:,.0f}, fp16's largest" if beyond else "NaN or infinity in it"
-            raise ValueError(
-                f"{source.folder}: tensor {name} has {problem}" + " after the merge" * (A is not None)
-            )
+            problem += " after the merge" * (A is not None)
+            raise ValueError(f"{source.folder}: tensor {name} has {problem}")
         yield W

@@ -69,9 +69,8 @@ def read_file(path: str, ties: str | None, limit: int | None, bar) -> tuple[pd.D
             if convert is None:
                 convert, columns = layout(frame, path), frame.columns
                 size = Path(path).stat().st_size
-                progress = bar and bar(
-                    total=size, desc=f"read {Path(path).name}", unit="B", unit_scale=True, disable=None
-                )
+                look = {"desc": f"read {Path(path).name}", "unit": "B", "unit_scale": True, "disable": None}
+                progress = bar and bar(total=size, **look)
             frame = frame.reindex(columns=columns).assign(row=range(rows + 1, rows + len(frame) + 1))
             rows += len(frame)
             part = convert(frame, path)

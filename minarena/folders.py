@@ -27,9 +27,8 @@ def check_folder(name: str) -> None:
         if not (folder / "config.json").is_file():
             raise ValueError(f"--model {name}: no config.json: not a model folder")
         if not list(folder.glob("*.safetensors")):
-            raise ValueError(
-                f"--model {name}: no .safetensors file: pickled weights are not read, convert them first"
-            )
+            remedy = "pickled weights are not read, convert them first"
+            raise ValueError(f"--model {name}: no .safetensors file: {remedy}")
         if not any((folder / file).exists() for file in TOKENIZERS):  # transformers would make an empty one
             raise ValueError(f"--model {name}: no tokenizer: none of {', '.join(TOKENIZERS)}")
         if (folder / "adapter_config.json").exists():  # where PEFT is installed, transformers would apply it
@@ -45,11 +44,21 @@ def check_folder(name: str) -> None:
 
 def named(path: Path, key: str) -> list:
     """What the JSON file at `path`, if there is one, has under `key`: a list's items, or a dict's values."""
+    found = read_record(path).get(key) if path.exists() else None
+    found = [*found.values()] if isinstance(found, dict) else found
+    return found if isinstance(found, list) else [found] * (found is not None)
+
+
+def read_record(path: Path) -> dict:
+    """A JSON object from a file; ValueError that names the file where there is none."""
     try:
-        found = json.loads(path.read_text()).get(key) if path.exists() else None
-        return [*(found.values() if isinstance(found, dict) else found or [])]
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"--model {path.parent}: {path.name} is damaged: {first_line(error)}") from error
+        found = json.loads(path.read_text())
+        if isinstance(found, dict):
+            return found
+        reason = "no JSON object"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = first_line(error)
+    raise ValueError(f"{path} is damaged: {reason}; restore it, or delete its folder")
 
 
 def local_folder(name: str) -> str:

@@ -80,16 +80,10 @@ def inject_lora_(
         if leaf not in PROJECTIONS:
             continue
         base = module.base_layer if isinstance(module, LoRALinear) else module
-        wanted = layer_number(name) >= freeze_layers
-        setattr(
-            model.get_submodule(parent),
-            leaf,
-            LoRALinear(base, r, alpha, dropout, generator) if wanted else base,
-        )
-        if wanted:
+        if layer_number(name) >= freeze_layers:
+            base = LoRALinear(base, r, alpha, dropout, generator)
             names.append(name)
+        setattr(model.get_submodule(parent), leaf, base)
     if not names:
-        raise ValueError(
-            f"no projection to adapt at or above layer {freeze_layers}: {', '.join(PROJECTIONS)}"
-        )
+        raise ValueError(f"no projection to adapt (q_proj, ..., down_proj) at or above layer {freeze_layers}")
     return names

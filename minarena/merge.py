@@ -42,6 +42,14 @@ def read_merge(folder: str, shapes: Shapes) -> Merge:
     or is not of this base.
     """
     config, tensors = read_peft(folder)
+    try:
+        return checked(folder, config, tensors, shapes)
+    except (re.error, TypeError, AttributeError) as error:  # a pattern that is none, a number for a list, ...
+        pattern = f" in {error.pattern!r}" if isinstance(error, re.error) else ""
+        raise ValueError(f"--adapter {folder}: adapter_config.json is damaged: {error}{pattern}") from error
+
+
+def checked(folder: str, config: dict, tensors: dict[str, Tensor], shapes: Shapes) -> Merge:
     refuse_settings(folder, config)
     sides: dict[str, dict[str, Tensor]] = {}
     replaced = {}

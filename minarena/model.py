@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from minarena.config import first_line
 from minarena.int8 import use_dequantized_
+from minarena.text import check_vocabulary, load_tokenizer
+from minarena.tiny import base_folder
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # by their names in options
 
 
 class PreferenceModel(nn.Module):
@@ -104,13 +108,27 @@ def load_backbone(
     return backbone.requires_grad_(False)
 
 
-def default_dtype(device: torch.device, training: bool) -> torch.dtype:
+def load_base(name: str, device: torch.device, dtype: torch.dtype, matmul: str, fast: bool) -> tuple:
+    """(PreferenceModel without a head, tokenizer) of `--model name`; fast: on the fast path where it runs."""
+    with base_folder(name) as folder:
+        tokenizer = load_tokenizer(folder)
+        backbone = load_backbone(folder, device, dtype, matmul=matmul)
+    check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
+    model = PreferenceModel(backbone, nn.Identity(), residual_dtype(device, dtype))
+    if fast and device.type == "cuda":
+        from minarena.fast import take_fast_path_
+
+        take_fast_path_(model, dtype)
+    return model, tokenizer
+
+
+def default_dtype(device: torch.device, training: bool) -> str:
     """bf16 on a GPU that has it; older ones infer in fp16, and train in fp32 (fp16 gradients underflow)."""
     if device.type != "cuda":
-        return torch.float32
+        return "fp32"
     if torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float32 if training else torch.float16
+        return "bf16"
+    return "fp32" if training else "fp16"
 
 
 def residual_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

@@ -12,7 +12,6 @@ A label is joined to its row by id, always: the seed's notebook sorted rows by l
 predictions back by position, and then reported that pseudo-labels did not help.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,14 @@ from tqdm import tqdm
 from minarena.config import InferConfig, first_line, say
 from minarena.data import TEXTS, file_record
 from minarena.files import read_frames, read_pairs
+from minarena.folders import read_record
 from minarena.parts import write_whole
 
 
 def check(config: InferConfig) -> None:
     """Raises ValueError, in one line with the remedy, for options that make no sense together."""
-    threshold = config.pseudo_threshold
+    threshold, there = config.pseudo_threshold, Path(config.pseudo or "").is_file()
+    odd = threshold is not None and not 0.5 <= threshold < 1
     problems = {
         "--pseudo FILE is needed by --distill, --exclude and --pseudo-threshold": not config.pseudo,
         "--pseudo needs --data FILE: the rows to label": not config.data,
@@ -35,14 +36,11 @@ def check(config: InferConfig) -> None:
         "--exclude is for new rows: drop it, or --distill": config.distill and config.exclude,
         "--limit is the runs' own: drop it, or --distill": config.distill and config.limit,
         "--pseudo is the output: drop --probs": config.probs,
-        f"--pseudo-threshold {threshold}: must be at least 0.5 and below 1": threshold is not None
-        and not 0.5 <= threshold < 1,
-        f"--pseudo {config.pseudo} exists: give another name, or delete it": Path(
-            config.pseudo or ""
-        ).is_file(),
+        f"--pseudo-threshold {threshold}: must be at least 0.5 and below 1": odd,
+        f"--pseudo {config.pseudo} exists: give another name, or delete it": there,
     }
-    for problem, there in problems.items():
-        if there:
+    for problem, applies in problems.items():
+        if applies:
             raise ValueError(problem)
 
 
@@ -108,7 +106,7 @@ def finished_run(run: str) -> tuple[dict, pd.DataFrame]:
     names = ("data_files", "eval_data", "limit", "ties", "fold", "n_splits")
     try:
         table = pd.read_parquet(f"{run}/eval.parquet", columns=["id", "label", "p_a"])
-        record = json.loads(Path(f"{run}/train_config.json").read_text())
+        record = read_record(Path(run) / "train_config.json")
         return {name: record[name] for name in names}, table
     except Exception as error:  # pyarrow's, json's and ours: a file there is missing or damaged
         raise ValueError(f"--distill {run}: not a finished run of train.py: {first_line(error)}") from error

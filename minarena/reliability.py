@@ -60,8 +60,11 @@ def slope(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> float:
 
 
 def bootstrap(figure: Callable, prompt: np.ndarray, draws: int = 500, seed: int = 0) -> tuple[float, float]:
-    """(figure(w) of the rows as they are, its standard error): the spread over samples of whole prompts."""
+    """(figure(w) of the rows as they are, its standard error): the spread over samples of whole prompts; nan
+    for less than two."""
     each, rng = np.unique(prompt, return_inverse=True)[1], np.random.default_rng(seed)
     n = each.max() + 1  # prompts
+    if n < 2:
+        return float(figure(np.ones(len(each)))), np.nan
     drawn = [np.bincount(rng.integers(n, size=n), minlength=n)[each] for _ in range(draws)]
     return float(figure(np.ones(len(each)))), float(np.std([figure(w) for w in drawn], ddof=1))

@@ -10,6 +10,7 @@ called noise. Nothing imports this file.
 """
 
 import json
+import sys
 from dataclasses import MISSING, dataclass
 from itertools import cycle
 from pathlib import Path
@@ -20,15 +21,15 @@ from matplotlib.axes import Axes
 
 from minarena import metrics, reliability
 from minarena.checkpoint import write_text
-from minarena.config import option, parse, run
+from minarena.config import option, parse, run, say
 from minarena.data import TEXTS
 from minarena.files import read_pairs
 from minarena.page import COLOURS, FAINT, axes, details, forest, named, page, section, styled, table
 from minarena.runs import Run, about, judge_name, judges_of, read_run
 
 SHOWN = 20  # mistakes, and flips
-POINTS = 2000  # dots of a scatter plot: more are a blot, and megabytes
-SMALL = 20  # rows: of a smaller group nothing can be said
+POINTS = 1000  # dots of one colour in a scatter plot: more are a blot, and megabytes
+SMALL = 20  # rows or steps: of fewer nothing can be said
 SKILL = np.log(2)  # log loss of one half for every row
 
 
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> dict:
             sections.append(section("The rest comes with held-out probabilities, when a run has ended.", []))
         write_text(page([f"{one.name}: {about(one)}" for one in runs], sections), Path(config.out))
     result = {"out": config.out, "runs": config.runs, "rows": {name: len(r) for name, r in judges.items()}}
+    say(f"{len(runs)} runs, {len(done)} finished -> {config.out}: open it in a browser")
     print(json.dumps(result))
     return result
 
@@ -83,7 +85,9 @@ def learnt(runs: list[Run]) -> str:
         loss.plot(*np.array(evals).reshape(-1, 2).T, "o-", color=colour, markersize=5)
         rate.plot(x, steps["lr"], color=colour)
         start, end = y[:n].mean(), y[-n:].mean()
-        how = verdict(end - start, np.hypot(y[:n].sem(), y[-n:].sem()), "got worse|learnt|learnt nothing")
+        error = np.hypot(y[:n].sem(), y[-n:].sem()) if len(y) >= SMALL else np.nan
+        yet = " yet" * (one.rows is None)
+        how = verdict(end - start, error, f"got worse|learnt|learnt nothing{yet}|may have learnt")
         said += f" {one.name} {how}: from {start:.3f} in its first tenth to {end:.3f} in its last." * (
             len(y) > 1
         )
@@ -99,17 +103,16 @@ def good(judges: dict[str, pd.DataFrame]) -> str:
     longer = rows["response_a"].str.len() - rows["response_b"].str.len()
     rule = ((longer > 0) == (rows["label"] > 0.5)).where(longer != 0, 0.5)  # of equal lengths half is right
     rule = rule.astype(float).where(rows["right"].notna() & longer.notna())
-    how = verdict(*mean(rows["right"] - rule, rows), "does better than|does worse than|does not differ from")
+    words = "does better than|does worse than|does not differ from|cannot be compared with"
+    how = compared(rows["right"] - rule, rows, words)
     said = f"{name} agrees with people on {pm(*mean(rows['right'], rows))} of {len(rows):,} rows, and {how} "
     said += f"the rule that the longer answer wins: {pm(*mean(rule, rows))}."
-    gaps = {other: mean(rows["loss"] - judges[other]["loss"], rows) for other in others}
     loss = f"Log loss of {name}: {pm(*mean(rows['loss'], rows))}; no skill is 0.693 (dotted)."
-    told = {other: verdict(*gap, "worse than|better than|as good as") for other, gap in gaps.items()}
-    for words in ("worse than", "better than", "as good as"):
-        those = ", ".join(
-            other + by.removeprefix(words) for other, by in told.items() if by.startswith(words)
-        )
-        loss += f" It is {words} {those}." * bool(those)
+    words = "worse than|better than|as good as|not comparable with"
+    told = {other: compared(rows["loss"] - judges[other]["loss"], rows, words) for other in others}
+    for how in words.split("|"):
+        those = ", ".join(other + by.removeprefix(how) for other, by in told.items() if by.startswith(how))
+        loss += f" It is {how} {those}." * bool(those)
     figures = {other: mean(judge["right"], judge) for other, judge in judges.items()}
     panels = [(forest("accuracy", figures | {"longer wins": mean(rule, rows)}, 0.5), said)]
     figures = {other: mean(judge["loss"], judge) for other, judge in judges.items()}
@@ -133,12 +136,10 @@ def believed(judges: dict[str, pd.DataFrame]) -> str:
         )
         drawn = (np.random.default_rng(0).random((200, len(p))) < p).astype(float)
         chance = np.mean([reliability.calibration_error(labels, p, ones) for labels in drawn])
-        over, sure = mean(reliability.overconfidence(label, p), rows), np.maximum(p, 1 - p).mean()
-        how = verdict(*over, "is over-confident|is under-confident|is as sure as it is right")
-        said = (
-            f"{name} {how}: {sure:.3f} sure, {sure - over[0]:.3f} right. ECE {pm(*ece)}; labels drawn from "
-        )
-        said += f"its probabilities would give {chance:.3f}. "
+        over, sure = reliability.overconfidence(label, p), np.maximum(p, 1 - p).mean()
+        words = "is over-confident|is under-confident|is as sure as it is right|may be over-confident"
+        said = f"{name} {compared(over, rows, words)}: {sure:.3f} sure, {sure - over.mean():.3f} right. "
+        said += f"ECE {pm(*ece)}; labels drawn from its probabilities would give {chance:.3f}. "
         said += f"Brier score {pm(*mean(reliability.brier(label, p), rows))}; "
         panels.append((ax, said + "no skill is 0.250. Grey: share of the rows."))
     return section("Can I believe its probabilities?", panels)
@@ -151,13 +152,15 @@ def position(done: list[Run]) -> str:
         flip = reliability.flips(ab, ba)
         ax = axes("P(a wins), a shown first", "P(a wins), b shown first", xlim=(0, 1), ylim=(0, 1))
         for which, name in enumerate(("same verdict", "flips")):
-            some = rows[flip == which].head(POINTS // 2)
+            some = rows[flip == which].head(POINTS)
             ax.scatter(some["p_a_ab"], some["p_a_ba"], 7, COLOURS[which], alpha=0.5, linewidth=0, label=name)
-        words = "favours the answer shown first|favours the answer shown second|favours no place"
-        place = verdict(*mean(reliability.first(ab, ba) - 0.5, rows), words)
-        said = f"{one.name} {place}: P(the first wins) is "
+        words = "the answer shown first|the answer shown second|no place|one place or none"
+        place = compared(reliability.first(ab, ba) - 0.5, rows, words)
+        said = f"{one.name} favours {place}: P(the first wins) is "
         said += f"{pm(*mean(ab, rows))} when a is first and {pm(*mean(1 - ba, rows))} when b is. "
-        panels.append((named(ax), said + f"{pm(*mean(flip, rows))} of its verdicts flip with the order."))
+        said += f"{pm(*mean(flip, rows))} of its verdicts flip with the order."
+        said += f" Drawn are at most {POINTS:,} rows of a colour." * bool(flip.value_counts().max() > POINTS)
+        panels.append((named(ax), said))
     return section("Does the position matter?", panels)
 
 
@@ -175,9 +178,9 @@ def length(name: str, rows: pd.DataFrame) -> str:
     more = reliability.bootstrap(
         lambda w: reliability.slope(ratio, rows["p"] - rows["label"], w), rows["group"]
     )
-    words = "leans on length more than people|leans on length less than people|leans on length as people do"
-    said = f"{name} {verdict(*more, words)}: where a gets twice as long its P(a wins) rises by {found[2]}, "
-    said += f"people's by {found[0]}. Correlations: {found[3]} and {found[1]}."
+    words = "more than people|less than people|as people do|or not"
+    said = f"{name} leans on length {verdict(*more, words)}: where a gets twice as long its P(a wins) rises "
+    said += f"by {found[2]}, people's by {found[0]}. Correlations: {found[3]} and {found[1]}."
     groups = {}
     for some in parts(abs(ratio), rows, 4):
         groups[f"to {2 ** abs(ratio[some.index]).max():.1f} times as long"] = some
@@ -201,7 +204,8 @@ def by_group(groups: dict[str, pd.DataFrame]) -> tuple[Axes, str]:
     low, high = (pick(figures, key=lambda name: figures[name][0]) for pick in (min, max))
     gap, error = figures[high][0] - figures[low][0], np.hypot(figures[high][1], figures[low][1])
     # the ends of many groups are two standard errors apart by chance alone
-    size = "more than noise" if gap > 3 * error else f"within the noise of {len(figures)} groups"
+    noise = f"within the noise of {len(figures)} groups" if error >= 0 else "too little to tell"
+    size = "more than noise" if gap > 3 * error else noise
     said = f"Lowest: {low}, {pm(*figures[low])}; highest: {high}, {pm(*figures[high])}: {size}."
     return forest("accuracy", figures, 0.5), said
 
@@ -253,16 +257,26 @@ def numbers(groups: dict[str, pd.DataFrame]) -> str:
 
 
 def pm(value: float, error: float) -> str:
-    return f"{value:.3f}" + f" ± {error:.3f}" * bool(np.isfinite(error))
+    """An error of 0 (but for rounding) is none: that of a few values which happen to be equal."""
+    return "unknown" if np.isnan(value) else f"{value:.3f}" + f" ± {error:.3f}" * bool(error > 1e-9)
+
+
+def compared(values: pd.Series, rows: pd.DataFrame, words: str) -> str:
+    """The verdict on a mean; fewer than SMALL prompts, whose error is no more than a guess, give none."""
+    value, error = mean(values, rows)
+    return verdict(value, error if rows["group"].nunique() >= SMALL else np.nan, words)
 
 
 def verdict(value: float, error: float, words: str) -> str:
-    """What a difference means, of "more|less|neither", and the difference itself."""
-    more, less, neither = words.split("|")
+    """What a difference means, of "more|less|neither|unknown", and the difference itself."""
+    more, less, neither, unknown = words.split("|")
+    if np.isnan(error):
+        return f"{unknown} ({value:+.3f}, too little to tell)"
     if abs(value) > 2 * error:
         return f"{more if value > 0 else less} ({value:+.3f} ± {error:.3f})"
     return f"{neither} ({value:+.3f} ± {error:.3f}, within noise)"
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "minarena.report"  # its name where something is wrong: -m puts a path there
     run(main)

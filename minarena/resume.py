@@ -2,6 +2,7 @@
 checkpoint.
 
     compare(out, options)                    ValueError where the run would not be the one begun
+    finished(out)                            its result, if nothing is left to do
     done = restore_(out, model, optimizer)   steps done: weights, optimiser state and log are those after them
 
 Nothing is ever unpickled. What it does not do: go on from another run's adapter (--init-adapter does).
@@ -17,18 +18,18 @@ from safetensors.torch import load_file
 from torch import nn
 
 from minarena.adapter import adapter_tensors, read_adapter
-from minarena.checkpoint import find_checkpoints, refuse_finished, write_text
+from minarena.checkpoint import FINISHED, find_checkpoints, write_text
 from minarena.config import first_line, say
 from minarena.data import file_record
+from minarena.folders import read_record
 
 # What a resumed run may change: nothing of it decides the result.
 FREE = {"out", "resume", "swap", "eval_every", "save_every", "token_budget", "log_to", "versions", "commit"}
-FREE |= {"world_size"}
+FREE |= {"world_size", "path"}  # path: compared when it is known, after the base is loaded
 
 
-def compare(out: str, options: dict) -> None:
-    """Raises ValueError where `out` holds no run that these options would go on with, naming the first."""
-    refuse_finished(out)
+def compare(out: str, options: dict) -> dict:
+    """The record of the run in `out`; ValueError where these options would not go on with it, naming one."""
     path = Path(out) / "train_config.json"
     if not path.exists() and not find_checkpoints(out):
         raise ValueError(f"--resume: no run in {out}: leave --resume away, or give the run's --out")
@@ -37,6 +38,20 @@ def compare(out: str, options: dict) -> None:
         if begun.get(name) != options.get(name):
             change = f"{name} was {begun.get(name)!r}, now it is {options.get(name)!r}"
             raise ValueError(f"--resume: {change}: a resumed run keeps its options")
+    return begun
+
+
+def finished(out: str) -> dict | None:
+    """What train.py printed at the end of a finished run, without speed; None of an unfinished one."""
+    if not (Path(out) / FINISHED).exists():
+        return None
+    record = read_record(Path(out) / "train_config.json")
+    last = next((event for event in reversed(read_log(out)) if event.get("event") == "eval"), {})
+    figures = {name: last[name] for name in ("ab", "ba", "mean") if name in last}
+    own = figures.get(record["order"].replace("both", "mean"), {})  # the order trained
+    say(f"{out} is finished, nothing is left to do. Its results: python -m minarena.report {out}")
+    result = {"out": out, "order": record["order"], "steps": last.get("step"), "rows": record["rows"]}
+    return result | {"eval": {**own, **figures}}
 
 
 def restore_(out: str, model: nn.Module, optimizer, writes: bool = True) -> int:
@@ -80,24 +95,11 @@ def restore_(out: str, model: nn.Module, optimizer, writes: bool = True) -> int:
     return stored["step"]
 
 
-def read_record(path: Path) -> dict:
-    """A JSON object from a file; ValueError that names the file where there is none."""
-    try:
-        found = json.loads(path.read_text())
-        if isinstance(found, dict):
-            return found
-        reason = "no JSON object"
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error
-    raise ValueError(f"{path} is damaged: {reason}; restore it, or delete its folder")
-
-
 def cut_log(out: str, done: int) -> None:
     """Drop what log.jsonl has from after the checkpoint of step `done`, for that is done again, and what
     cannot be read, such as a last line that was cut off itself."""
     path, saved = Path(out) / "log.jsonl", {"event": "save", "step": done}
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    before = takewhile(lambda event: event != saved, map(readable, lines))
+    before = takewhile(lambda event: event != saved, read_log(out))
     events = [event for event in before if event.get("step", math.inf) <= done]
     steps = sum(event.get("event") == "step" for event in events)
     if steps != done:
@@ -105,8 +107,14 @@ def cut_log(out: str, done: int) -> None:
     write_text("".join(json.dumps(event) + "\n" for event in [*events, saved]), path)
 
 
+def read_log(out: str) -> list[dict]:
+    """The events of a run so far; a line that cannot be read, as one that is being written, is {}."""
+    path = Path(out) / "log.jsonl"
+    return [readable(line) for line in path.read_text(errors="replace").splitlines()] if path.exists() else []
+
+
 def readable(line: str) -> dict:
     try:
         return dict(json.loads(line))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return {}

@@ -7,7 +7,6 @@ Texts, languages and lengths come from the data files that the record names, by 
 same files. What is not known is said in one.note. What it does not do: compute figures, or change a run.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from minarena.batching import steps_per_epoch
 from minarena.config import first_line
 from minarena.data import TEXTS, file_record
 from minarena.files import read_frames, read_pairs
-from minarena.folders import check_folder
+from minarena.folders import check_folder, read_record
+from minarena.resume import read_log
 from minarena.text import encode, load_tokenizer, repaired
 from minarena.tiny import byte_tokenizer, demo_pairs
 
@@ -40,12 +40,15 @@ class Run:
 
 def read_run(folder: str, more: list[pd.DataFrame]) -> Run:
     """A run's folder as it is now; ValueError where it is none. more: the rows of --data by id."""
-    log, path = Path(folder, "log.jsonl"), Path(folder, "eval.parquet")
+    record, path = Path(folder, "train_config.json"), Path(folder, "eval.parquet")
+    if not record.exists():
+        raise ValueError(f"{folder}: no run of train.py: there is no train_config.json")
     try:
-        one = Run(folder, json.loads(Path(folder, "train_config.json").read_text()), [])
-        for line in log.read_text(errors="replace").splitlines() if log.exists() else []:
-            if line.endswith("}"):  # else it is being written, or was cut off
-                one.events.append(json.loads(line))
+        one = Run(
+            folder,
+            read_record(record),
+            [event for event in read_log(folder) if event.keys() >= {"event", "step"}],
+        )
         one.rows = pd.read_parquet(path).set_index("id") if path.exists() else None
         about(one)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -107,9 +110,8 @@ def judges_of(done: list[Run], probs: list[str], more: list[pd.DataFrame]) -> di
     for path in probs:
         p = pd.concat([frame for frame, _ in read_frames(path)])
         if not {"id", "winner_model_a"} <= set(p.columns) or not known:
-            raise ValueError(
-                f"--probs {path}: needs columns id, winner_model_a, and --data FILE or a finished run"
-            )
+            needs = "needs columns id, winner_model_a, and --data FILE or a finished run"
+            raise ValueError(f"--probs {path}: {needs}")
         rows = pd.concat(known).dropna(subset="label")
         rows = rows[~rows.index.duplicated()]
         p = pd.to_numeric(p.set_index(p["id"].astype(str))["winner_model_a"], errors="coerce")

@@ -65,9 +65,8 @@ def open_shards(folder: str) -> dict[str, Stored]:
         try:
             handle = safe_open(Path(folder) / file, "pt")
         except (OSError, SafetensorError) as error:
-            reason = (
-                "no such file" if isinstance(error, FileNotFoundError) else f"cut off or damaged ({error})"
-            )
+            missing = isinstance(error, FileNotFoundError)
+            reason = "no such file" if missing else f"cut off or damaged ({error})"
             raise ValueError(f"{folder}/{file}: {reason}: fetch it again") from error
         for key in handle.keys():  # noqa: SIM118 (a handle is no dict)
             part = handle.get_slice(key)

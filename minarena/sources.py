@@ -74,10 +74,8 @@ def from_chosen(frame: pd.DataFrame, path: str) -> pd.DataFrame:
     talks = [each(frame, path, column, messages, problem) for column in ("chosen", "rejected")]
     equal = False
     if {"score_chosen", "score_rejected"} <= set(frame.columns):
-        chosen, rejected = (
-            each(frame, path, f"score_{x}", float, "no number") for x in ("chosen", "rejected")
-        )
-        equal = np.equal(chosen, rejected)
+        scores = [each(frame, path, f"score_{x}", float, "no number") for x in ("chosen", "rejected")]
+        equal = np.equal(*scores)
     return pairs(frame, path, *compared(*talks), 1.0, None, equal_scores=equal)
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers import adapted, assert_same_run, events
 from safetensors.torch import load_file
+from sklearn.metrics import log_loss
 
 import train
 from minarena.checkpoint import find_checkpoints, save_checkpoint
@@ -122,12 +123,31 @@ def test_when_every_checkpoint_is_damaged_the_run_stops_and_names_them(words, cu
     assert (cut_off / "log.jsonl").read_text() == before
 
 
-def test_a_finished_run_is_never_overwritten(words, straight):
+def test_a_finished_run_is_never_overwritten_and_resuming_it_says_its_result(
+    words, straight, monkeypatch, capsys
+):
     before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
-    for more in ([], ["--resume"]):
-        with pytest.raises(ValueError, match=f"--out {straight} holds a finished run: give another --out"):
-            train.main([*words, "--out", str(straight), *more])
+    monkeypatch.setattr(train, "build", None)  # no work is done
+    with pytest.raises(ValueError, match=f"--out {straight} holds a finished run: give another --out"):
+        train.main([*words, "--out", str(straight)])
+    result = train.main([*words, "--out", str(straight), "--resume"])
+    said = capsys.readouterr()
+    assert f"{straight} is finished, nothing is left to do" in said.err
+    assert json.loads(said.out) == result and (result["steps"], result["rows"]) == (8, 20)
+    table = pd.read_parquet(straight / "eval.parquet")
+    assert result["eval"]["log_loss"] == pytest.approx(log_loss(table["label"], table["p_a_ab"]))
+    assert result["eval"]["mean"]["log_loss"] == pytest.approx(log_loss(table["label"], table["p_a"]))
+    with pytest.raises(ValueError, match="--resume: epochs was 2, now it is 3"):
+        train.main([*words, "--out", str(straight), "--resume", "--epochs", "3"])
     assert {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()} == before
+
+
+def test_tokens_and_seconds_of_a_resumed_run_are_said_to_be_of_its_own_steps(words, cut_off, capsys):
+    result = train.main([*words, "--out", str(cut_off), "--resume"])
+    assert (result["steps"], result["resumed_after"]) == (8, 4)
+    assert result["tokens"] == 20 * 90  # the second epoch's: 20 rows, each cut to 90
+    assert result["tokens_per_second"] == pytest.approx(result["tokens"] / result["seconds"], rel=0.05)
+    assert "4 steps (after 4 before --resume) in " in capsys.readouterr().err
 
 
 def test_an_unfinished_run_is_not_overwritten_and_the_remedy_is_said(words, cut_off):
@@ -296,6 +316,29 @@ def test_the_record_holds_every_resolved_option_the_files_and_the_versions(strai
     assert record["rows"] == 20 and record["data_files"][0]["file"] == pairs_file
     assert {"python", "torch", "transformers", "bitsandbytes"} <= record["versions"].keys()
     assert "commit" in record
+
+
+def test_the_record_says_which_path_ran_and_a_run_is_resumed_on_the_same_one(words, cut_off, monkeypatch):
+    path = cut_off / "train_config.json"
+    record = json.loads(path.read_text())
+    assert (record["fast"], record["path"]) == ("on", "reference")  # there is no GPU here
+    path.write_text(json.dumps(record | {"path": "fast"}))
+    with pytest.raises(ValueError, match="begun on the fast path, this is the reference one"):
+        train.main([*words, "--out", str(cut_off), "--resume"])
+    path.write_text(json.dumps(record))
+    real, claimed = train.build, []
+
+    def on_the_fast_path(*arguments):
+        model, *rest = real(*arguments)
+        model.fast = "as if"
+        return model, *rest
+
+    monkeypatch.setattr(train, "build", on_the_fast_path)
+    monkeypatch.setattr(train, "claim", lambda out, record: claimed.append(record.get("path")))
+    monkeypatch.setattr(train, "make_optimizer", lambda *_: stop())
+    with pytest.raises(CutOff):
+        train.main([*words, "--out", str(cut_off / "other")])
+    assert claimed == [None, "fast"]
 
 
 def test_a_run_that_was_begun_on_another_device_is_not_resumed(words, cut_off):

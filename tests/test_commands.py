@@ -47,7 +47,7 @@ def test_the_last_line_of_training_has_the_promised_keys(demo):
         result = demo[1][name][0]
         assert result.keys() == {
             *("out", "order", "steps", "rows", "tokens", "seconds", "tokens_per_second", "peak_memory_gib"),
-            "eval",
+            *("resumed_after", "eval"),
         }
         assert result["eval"].keys() == FIGURES | {"ab", "ba", "mean"}
         assert all(result["eval"][part].keys() == FIGURES for part in ("ab", "ba", "mean"))

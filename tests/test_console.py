@@ -67,7 +67,7 @@ def test_without_a_terminal_there_are_lines_and_no_bars(demo):
     for shown in (
         "rows      600 (",
         "passes    runs/ab ab, runs/ba ba",
-        "model     tiny, float32 on CPU",
+        "model     tiny, fp32 on CPU",
         "output    ",
     ):
         assert shown in said["infer"][1], shown

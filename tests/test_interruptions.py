@@ -279,7 +279,8 @@ def test_a_log_whose_last_line_was_cut_off_is_read_up_to_there(
 def test_a_log_that_lost_a_step_is_said_to_be_damaged(words, straight, nearly, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(nearly, out)
-    flipped(out / "log.jsonl", 0, 3)
+    lines = (out / "log.jsonl").read_text().splitlines()
+    (out / "log.jsonl").write_text("\n".join(["[" * 10**5, *lines[1:]]) + "\n")  # nested too deeply
     resumed(words, out)
     assert f"{out}/log.jsonl is damaged: of the 9 steps that were done it has 8" in capsys.readouterr().err
     assert events(out) == events(straight)[1:]

@@ -175,6 +175,21 @@ def test_a_bad_number_stops_the_run_before_its_step_and_leaves_the_steps_before_
     assert_same_run(plain, out, saves=False)
 
 
+def test_a_bad_number_in_an_evaluation_on_the_way_costs_no_step(words, tmp_path, monkeypatch):
+    plain, out = trained(words, tmp_path / "plain"), tmp_path / "run"
+    real = PreferenceModel.forward
+
+    def forward(self, *batch):
+        return real(self, *batch) * (1 if self.training else math.nan)
+
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="logits that are not fin"):
+        patch.setattr(PreferenceModel, "forward", forward)
+        trained(words, out, "--eval-every", "4")
+    assert [path.name for path in find_checkpoints(str(out))] == ["checkpoint-4"]
+    trained(words, out, "--resume")
+    assert_same_run(plain, out, saves=False)
+
+
 # ------------------------------------------------------------------------------------------ inference
 
 

@@ -205,6 +205,13 @@ def test_merging_onto_an_8bit_base_starts_from_its_dequantized_weights(tmp_path)
         ({"peft_type": "IA3"}, "peft_type is not LORA"),
         ({"target_modules": [*PROJECTIONS, "query_key_value"]}, "'query_key_value' is no projection"),
         ({"target_modules": ["q_proj"]}, "down_proj is not among the adapter's targets"),
+        ({"rank_pattern": {"q_proj(": 4}}, r"config.json is damaged: .*unterminated subpattern .*q_proj\("),
+        ({"alpha_pattern": {"[": 4}}, r"adapter_config.json is damaged: unterminated character set"),
+        ({"target_modules": "*"}, r"adapter_config.json is damaged: nothing to repeat at position 0 in '\*'"),
+        ({"exclude_modules": "("}, r"adapter_config.json is damaged: missing \)"),
+        ({"alpha_pattern": {"q_proj": "much"}}, r"adapter_config.json is damaged: unsupported operand"),
+        ({"rank_pattern": ["q_proj"]}, r"adapter_config.json is damaged: 'list' object"),
+        ({"modules_to_save": 5}, r"adapter_config.json is damaged: 'int' object"),
         ({"r": 8}, r"lora_A.weight is \(4, 100\), this base and the adapter's rank need \(8, 100\)"),
     ],
 )

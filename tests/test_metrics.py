@@ -200,6 +200,11 @@ def test_the_bootstrap_agrees_with_the_formula_and_with_a_loop_that_draws_prompt
     assert error == pytest.approx(np.std(means), rel=0.08)
 
 
+def test_of_a_single_prompt_the_bootstrap_knows_no_error():
+    value, error = reliability.bootstrap(lambda w: np.average([1, 0, 0], weights=w), np.array(["a"] * 3))
+    assert value == pytest.approx(1 / 3) and np.isnan(error)
+
+
 def test_the_bootstrap_of_a_correlation_is_its_spread_over_many_samples():
     found = []
     for seed in range(150):

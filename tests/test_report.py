@@ -9,7 +9,9 @@ Compared with: scikit-learn and pandas on the same tables, Python's HTML parser,
 import html
 import json
 import re
+import runpy
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -234,6 +236,15 @@ def test_an_unfinished_run_is_read_up_to_the_line_that_is_being_written(table, t
         assert "0 of 40 steps, unfinished" in said[0]
 
 
+def test_lines_of_the_log_that_cannot_be_read_are_left_out(table, tmp_path):
+    run = write_run(tmp_path / "run", table)
+    lines = (run / "log.jsonl").read_text().splitlines()
+    for number, garbage in enumerate(["{}}", "[" * 10**5, "\0\0", "[1]", '{"loss": 1}', '"step"', "7"]):
+        lines[2 * number] = garbage
+    (run / "log.jsonl").write_text("\n".join(lines))
+    assert "33 of 40 steps" in made(run, out=tmp_path / "r.html")[1][0]
+
+
 def test_a_loss_that_only_shakes_is_called_noise_and_one_that_falls_is_not(table, tmp_path):
     run = write_run(tmp_path / "run", table)
     assert "learnt (-" in made(run, out=tmp_path / "r.html")[1][1]
@@ -243,6 +254,41 @@ def test_a_loss_that_only_shakes_is_called_noise_and_one_that_falls_is_not(table
         event["loss"] = 0.69 + 0.02 * rng.normal()
     (run / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     assert "learnt nothing (" in made(run, out=tmp_path / "r.html")[1][1]
+    (run / "eval.parquet").unlink()
+    assert "learnt nothing yet (" in made(run, out=tmp_path / "r.html")[1][1]
+
+
+def test_of_too_few_steps_rows_or_prompts_nothing_is_claimed(table, tmp_path):
+    """Four steps of forty; one held-out row; three that are all right; two hundred of one prompt."""
+    running = cut_off(write_run(tmp_path / "running", table), 4)
+    _, said = made(running, out=tmp_path / "r.html")
+    assert "may have learnt (" in said[1] and "too little to tell" in said[1] and "nothing" not in said[1]
+    right = {"p_a_ab": 0.9, "p_a_ba": 0.8, "p_a": 0.85}  # all about rows that a wins
+    won = demo_pairs(600, 5, held_out=True)[lambda rows: rows["label"] == 1]
+    for name, rows in (("one", won.head(1)), ("three", won.head(3)), ("prompt", won.assign(prompt="?"))):
+        data = write_pairs(tmp_path / f"{name}.parquet", rows)
+        run = write_run(tmp_path / name, rows, data_files=[file_record(data)])
+        rows[["id", "label"]].assign(**right).to_parquet(run / "eval.parquet")
+        page, said = made(run, out=tmp_path / "r.html")
+        claims = [s for s in said[2:] if "ECE" in s or "agrees with" in s or "Log loss" in s or "flip" in s]
+        assert len(claims) == 4
+        for claim in claims:
+            assert "too little to tell" in claim and not re.search(r"\bnan\b|± 0\.000", claim), claim
+            for certain in ("within noise", "as sure as", "does not differ", "as good as", "no place"):
+                assert certain not in claim, claim
+        assert not any("noise" in s for s in said[2:])  # nor of the groups
+        assert "± 0.000" not in cells(page)[f"{run} in order ab"]
+
+
+def test_a_scatter_plot_of_many_rows_says_how_many_it_shows(table, tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run", table)
+    found = pd.read_parquet(run / "eval.parquet")
+    flip = (found["p_a_ab"] > 0.5) != (found["p_a_ba"] > 0.5)
+    for most, told in ((150, False), ((~flip).sum() - 1, True)):
+        monkeypatch.setattr(report, "POINTS", most)
+        _, said = made(run, out=tmp_path / "r.html")
+        (sentence,) = [s for s in said if "of its verdicts flip" in s]
+        assert (f"Drawn are at most {most:,} rows of a colour." in sentence) == told
 
 
 def test_rows_that_were_cut_and_prompts_by_length_are_told_apart(table, tmp_path):
@@ -325,7 +371,7 @@ def test_what_cannot_be_read_is_one_line_that_names_it(two, table, tmp_path, cap
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     pd.DataFrame({"id": ["x"], "winner_model_a": [0.5]}).to_csv(tmp_path / "strange.csv")
     for words, named in (
-        ([tmp_path / "none"], "none: not what train.py writes"),
+        ([tmp_path / "none"], "none: no run of train.py: there is no train_config.json"),
         ([damaged], "damaged: not what train.py writes"),
         ([two[0], "--probs", tmp_path / "other.csv"], "other.csv: needs columns id, winner_model_a"),
         ([two[0], "--probs", tmp_path / "strange.csv"], "no probabilities of rows with a known label"),
@@ -333,7 +379,7 @@ def test_what_cannot_be_read_is_one_line_that_names_it(two, table, tmp_path, cap
     ):
         with pytest.raises(ValueError, match=named) as caught:
             report.main([*map(str, words), "--out", str(tmp_path / "r.html")])
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(caught.value) and "Errno" not in str(caught.value)
     with pytest.raises(ValueError, match="no such folder"):
         report.main([str(two[0]), "--out", str(tmp_path / "no" / "r.html")])
     for words, named in (
@@ -343,6 +389,31 @@ def test_what_cannot_be_read_is_one_line_that_names_it(two, table, tmp_path, cap
         with pytest.raises(SystemExit):
             report.main(words)
         assert named in capsys.readouterr().err
+
+
+def test_as_a_module_it_says_where_the_page_is_and_calls_itself_by_its_name(
+    two, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.delitem(sys.modules, "minarena.report")  # else runpy warns
+
+    def typed(*words) -> None:
+        sys.modules.pop("minarena.report", None)
+        monkeypatch.setattr(sys, "argv", ["-m", *map(str, words), "--out", f"{tmp_path}/r.html"])
+        runpy.run_module("minarena.report", run_name="__main__", alter_sys=True)
+
+    with pytest.raises(SystemExit) as stopped:
+        typed(tmp_path)
+    assert (
+        stopped.value.code
+        == f"minarena.report: {tmp_path}: no run of train.py: there is no train_config.json"
+    )
+    with pytest.raises(SystemExit):
+        typed()
+    assert capsys.readouterr().err.startswith("minarena.report: ")
+    typed(*two)
+    said = capsys.readouterr()
+    assert said.err == f"2 runs, 2 finished -> {tmp_path}/r.html: open it in a browser\n"
+    assert json.loads(said.out.splitlines()[-1])["out"] == f"{tmp_path}/r.html"
 
 
 def test_the_demos_own_runs_make_the_page_that_the_readme_shows(demo, tmp_path, monkeypatch):

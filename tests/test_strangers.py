@@ -96,6 +96,7 @@ BASES = {
     "an index with a pickle": (pickled_shard, "'model.bin': only .safetensors files of this folder are read"),
     "an index that is none": (lambda b: (b / INDEX).write_text("[" * 10**5), "index.json is damaged"),
     "an index of numbers": (lambda b: (b / INDEX).write_text('{"weight_map": {"x": 1}}'), "names 1"),
+    "an index that names a number": (lambda b: (b / INDEX).write_text('{"weight_map": 5}'), "names 5"),
     "a tokenizer that leads out": (tokenizer_elsewhere, "names '../tokenizer.1.0.0.json'"),
     "pickled weights": (
         only_pickled,
@@ -358,11 +359,12 @@ def test_an_output_that_cannot_be_written_is_noticed_before_any_work(tmp_path, r
     locked = unwritable(tmp_path / "locked")
     data = ["--data", pairs_file, "--n-splits", "8"]
     monkeypatch.setattr(train, "build", None)
-    monkeypatch.setattr(infer, "load_backbone", None)
+    monkeypatch.setattr(infer, "load_base", None)
     for command, words, reason in (
-        (train, [*data, "--out", f"{tmp_path}/file"], f"'{tmp_path}/file'"),
-        (train, [*data, "--out", f"{tmp_path}/file/run"], f"'{tmp_path}/file/run'"),
-        (train, [*data, "--out", f"{locked}/run"], str(locked)),
+        (train, [*data, "--out", f"{tmp_path}/file"], f"--out {tmp_path}/file: File exists: give another"),
+        (train, [*data, "--out", f"{tmp_path}/file/run"], f"--out {tmp_path}/file/run: Not a directory"),
+        (train, [*data, "--out", f"{locked}/run"], f"--out {locked}/run: "),
+        (train, [*data, "--out", str(locked)], f"--out {locked}: cannot be written to"),
         (quantize, ["--out", f"{tmp_path}/file/8bit"], f"--out {tmp_path}/file/8bit: File exists"),
         (quantize, ["--out", f"{locked}/8bit"], f"--out {locked}/8bit: "),
         (
