@@ -27,7 +27,7 @@ import transformers.models.gemma2.modeling_gemma2  # noqa: F401
 
 import infer  # noqa: F401
 import train  # noqa: F401
-from minarena import adapter, parts, predict, step
+from minarena import adapter, checkpoint, parts, predict, step
 from minarena.model import PreferenceModel
 
 REPOSITORY = Path(__file__).parent.parent
@@ -204,3 +204,9 @@ def other_start() -> None:
 
 def other_words(*words: str) -> None:
     sys.argv += words
+
+
+def slow_save() -> None:
+    """A checkpoint takes two seconds longer, in which others could end."""
+    real = checkpoint.save_checkpoint
+    checkpoint.save_checkpoint = lambda *words, **more: (time.sleep(2), real(*words, **more))

@@ -190,7 +190,8 @@ def test_ranks_with_other_options_or_data_are_told_so(words, tmp_path):
 def test_a_bad_number_of_one_rank_stops_all_before_their_step_which_is_saved(words, alone, tmp_path):
     """In the third step of rank 1 (a micro-batch each), before which two are done."""
     out = tmp_path / "run"
-    said = train_ranks(2, words, out, {1: (children.bad_number, 3)}, [1, 1])
+    faults = {0: (children.slow_save,), 1: (children.bad_number, 3)}
+    said = train_ranks(2, words, out, faults, [1, 1])
     assert "".join(said).count("loss nan, gradient norm nan; --resume goes on after step 2") == 1
     assert [path.name for path in find_checkpoints(str(out))] == ["checkpoint-2"]
     train.main([*words, "--out", str(out), "--resume"])
