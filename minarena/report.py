@@ -271,7 +271,8 @@ def verdict(value: float, error: float, words: str) -> str:
     """What a difference means, of "more|less|neither|unknown", and the difference itself."""
     more, less, neither, unknown = words.split("|")
     if np.isnan(error):
-        return f"{unknown} ({value:+.3f}, too little to tell)"
+        amount = "" if np.isnan(value) else f"{value:+.3f}, "
+        return f"{unknown} ({amount}too little to tell)"
     if abs(value) > 2 * error:
         return f"{more if value > 0 else less} ({value:+.3f} ± {error:.3f})"
     return f"{neither} ({value:+.3f} ± {error:.3f}, within noise)"
