@@ -112,24 +112,24 @@ def test_no_file_is_longer_than_300_lines_and_no_function_than_60(path):
             assert node.end_lineno - node.lineno + 1 <= 60, node.name
 
 
-def test_package_and_scripts_have_about_3200_lines_of_code_and_the_report_apart_from_them_400():
+def test_package_and_scripts_have_about_3350_lines_of_code_and_the_report_apart_from_them_400():
     leaf = {"report", "page", "runs"}  # nothing imports it, and deleting it breaks nothing
     counts = {path.stem: code_lines(path.read_text()) for path in FILES}
-    assert sum(count for name, count in counts.items() if name not in leaf) <= 3200
+    assert sum(count for name, count in counts.items() if name not in leaf) <= 3350
     assert sum(counts[name] for name in leaf) <= 400
     for path in FILES:
         ours = {name.split(".")[1] for name in imports(parsed(path)) if name.startswith("minarena.")}
         assert path.stem in leaf or not ours & leaf, path.stem
 
 
-def test_what_the_demo_walks_through_has_at_most_1390_lines_of_code(demo):
+def test_what_the_demo_walks_through_has_at_most_1400_lines_of_code(demo):
     """The files of ours that Python itself says `python train.py --swap` imported."""
     listed = set(re.findall(r"^import time:.*\|\s+(minarena\S*)$", demo[1]["ba"][1], re.MULTILINE))
     assert {"minarena.step", "minarena.model", "minarena.tiny"} <= listed
     files = [REPOSITORY / "train.py", *(REPOSITORY / (name.replace(".", "/") + ".py") for name in listed)]
     files = [path if path.exists() else path.with_suffix("") / "__init__.py" for path in files]
     counts = {path.name: code_lines(path.read_text()) for path in files}
-    assert sum(counts.values()) <= 1390, counts
+    assert sum(counts.values()) <= 1400, counts
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent.name == "minarena"], ids=lambda p: p.name)
