@@ -16,6 +16,7 @@ serves all four. What it does not do: fp16 or fp32 on a GPU, bitsandbytes' LLM.i
 import functools
 import math
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -36,16 +37,24 @@ FAMILIES = ("gemma2", "gemma3_text", "llama", "qwen2")
 
 def why_not(backbone: nn.Module, dtype: torch.dtype) -> str:
     """Why the fast path cannot be taken with this base on its device; "" where it can."""
-    device = backbone.device
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+    device, config = backbone.device, backbone.config
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    if capability < (8, 0):
         return "it needs a GPU of compute capability 8.0 (A100, RTX 30) or later"
+    if find_spec("triton") is None:
+        return "it needs Triton, which PyTorch brings along for GPUs on Linux"
     if dtype != torch.bfloat16:
         return "it computes in bf16 only"
-    if backbone.config.model_type not in FAMILIES:
-        return f"it does not know the layers of {backbone.config.model_type}"
-    if getattr(backbone.config, "use_bidirectional_attention", False):
+    if config.model_type not in FAMILIES:
+        return f"it does not know the layers of {config.model_type}"
+    softcap, D = getattr(config, "attn_logit_softcapping", None), backbone.layers[0].self_attn.head_dim
+    if softcap and (softcap > 80 or D < 16 or D & (D - 1)):
+        return "its capped attention takes caps up to 80 and head sizes that are powers of two from 16"
+    if softcap and D > 64 and capability < (9, 0):
+        return "its capped attention needs the shared memory of an H100"
+    if getattr(config, "use_bidirectional_attention", False):
         return "its attention is causal"
-    if getattr(backbone.config, "attention_dropout", 0):
+    if getattr(config, "attention_dropout", 0):
         return "it has no dropout on attention"
     named = (m for name, m in backbone.named_modules() if name.rpartition(".")[2] in PROJECTIONS)
     return "" if all(isinstance(base_of(m), Int8Linear) for m in named) else "it needs --matmul dequant"

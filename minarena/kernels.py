@@ -10,8 +10,9 @@ the backward computes P again from the normaliser. One thing is simpler than the
 cannot overflow and no running maximum is kept, subtracted and corrected for.
 
 All launches have a size that depends on the shape alone, and read where rows begin and end from the GPU, so
-that a CUDA graph can replay them. Not here: a cap above MAX_CAP, head sizes that are no power of two,
-dropout, attention in both directions.
+that a CUDA graph can replay them. Blocks were chosen on an H100, whose shared memory they fill with heads of
+256. Not here: a cap above 80 (exp(80) times some thousand keys is still a number in fp32 and bf16), head
+sizes that are no power of two, dropout, attention in both directions.
 """
 
 import torch
@@ -21,7 +22,6 @@ from torch import Tensor
 
 from minarena.packing import TILE
 
-MAX_CAP = 80.0  # exp(80) times some thousand keys is still a number in fp32 and bf16
 LOG2E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is that of 2
 # (queries or keys a program owns, of the other kind at a time, warps, stages): measured, benchmarks/README.md
 FORWARD, QUERIES, KEYS = (128, 32, 8, 3), (128, 64, 8, 1), (32, 64, 4, 2)

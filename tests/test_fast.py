@@ -198,6 +198,10 @@ def test_why_not_names_the_reason(tiny, monkeypatch):
     backbone = load_backbone(tiny, CPU, torch.float32)
     assert "GPU" in why_not(backbone, torch.bfloat16)
     monkeypatch.setattr(type(backbone), "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(fast, "find_spec", lambda name: None)
+    assert "Triton" in why_not(backbone, torch.bfloat16)
+    monkeypatch.setattr(fast, "find_spec", lambda name: name)
     for capability, dtype, reason in (((7, 5), torch.bfloat16, "8.0"), ((9, 0), torch.float16, "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert reason in why_not(backbone, dtype)
@@ -207,12 +211,20 @@ def test_why_not_names_the_reason(tiny, monkeypatch):
         setattr(backbone.config, name, value)
         assert "attention" in why_not(backbone, torch.bfloat16)
         setattr(backbone.config, name, before)
+    attention = backbone.layers[0].self_attn
+    cases = [(24, 50.0, (9, 0), "powers"), (64, 90.0, (9, 0), "80"), (256, 50.0, (8, 0), "H100")]
+    for D, cap, capability, reason in [*cases, (256, 50.0, (9, 0), None)]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        attention.head_dim, backbone.config.attn_logit_softcapping = D, cap
+        said = why_not(backbone, torch.bfloat16)
+        assert reason in said if reason else said == ""
     backbone.config.model_type = "mistral"
     assert "mistral" in why_not(backbone, torch.bfloat16)
     monkeypatch.undo()
     plain = load_backbone(tiny, CPU, torch.float32, quantize=False)
     monkeypatch.setattr(type(plain), "device", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(fast, "find_spec", lambda name: name)
     assert "--matmul" in why_not(plain, torch.bfloat16)
 
 
