@@ -4,11 +4,11 @@
         --ties ties.parquet --out runs/options --jobs 6
     python benchmarks/options.py --eval-data valid.parquet --out runs/options --table-only
 
-An arm is a command line of train.py or infer.py, run as a user would run it (PLAN). All arms of a seed see
-the same rows in the same order of steps. Printed is a table: accuracy and log loss in the arm's own order and
-with both orders averaged, means over the seeds, and the difference in log loss from `ab`, with two standard
-errors: over held-out prompts (with these seeds, would other prompts say the same?) and over seeds (with these
-prompts, would other seeds?). The last line on stdout is one JSON object.
+An arm is a command line of train.py or infer.py, run as a user would run it (PLAN). All arms of a seed
+that train on --data alone see its rows in the same order. Printed is a table: accuracy and log loss in the
+arm's own order and with both orders averaged, means over the seeds, and the difference in log loss from `ab`,
+with two standard errors: over held-out prompts (with these seeds, would other prompts say the same?) and over
+seeds (with these prompts, would other seeds?). The last line on stdout is one JSON object.
 
 A group is a chain of arms, one after the other; the groups of all seeds are dealt to `--jobs` processes on
 one GPU, so seconds say nothing here. What exists in --out is kept: a run that was stopped goes on.
@@ -66,6 +66,8 @@ def main(argv: list[str] | None = None) -> dict:
     options = parse(argv)
     out = Path(options.out)
     if not options.table_only:
+        if not (options.data and options.ties):
+            raise ValueError("--data FILE and --ties FILE are needed, or --table-only")
         write_languages(options)
         tasks = [(group, seed) for group in options.groups for seed in range(options.seeds)]
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
@@ -164,7 +166,7 @@ def difference(arm: list, ab: list, label: np.ndarray, prompt: np.ndarray, view:
 
 
 def markdown(table: list[dict]) -> list[str]:
-    """The rows of README's table."""
+    """The table, with one column more than the README's (seeds) and the range of the seeds' log losses."""
     lines = [
         "| arm | seeds | accuracy | log loss | against ab | both orders: accuracy | log loss | against ab |"
     ]

@@ -53,8 +53,8 @@ def flash(
 ) -> Tensor:
     """The same without a cap, by PyTorch's packed flash attention (bf16 or fp16 on a GPU).
 
-    ends (B + 1,) int32: 0 and the running sum of the rows' tokens, on the device. longest: no row has more
-    tokens.
+    ends (B + 1,) int32 or longer: 0 and the running sum of the rows' tokens, on the device. longest: no row
+    has more tokens.
     """
     from torch.nn.attention.varlen import varlen_attn
 

@@ -46,9 +46,7 @@ class TrainConfig:
     )
     batch_size: int = option(16, "rows an optimiser step, over all GPUs (the seed's 8 x 2 accumulated)")
     # Other micro-batches draw other dropout masks; with dropout off the result is the same up to rounding.
-    token_budget: int | Literal["auto"] = option(
-        "auto", "tokens of a micro-batch with padding: speed, memory"
-    )
+    token_budget: int | Literal["auto"] = option("auto", "tokens of a micro-batch, padding included")
 
     # None is 2e-4, the seed's; the tiny demo model alone has another (tiny.py says why). A typed value wins.
     lr: float | None = option(None, "peak learning rate (default: 2e-4; tiny: 5e-3)", "optimiser")

@@ -6,7 +6,7 @@
     together(command)            command() in each process; when one fails all end, and it says why
 
 Tensors go over NCCL on GPUs and over gloo on CPUs, everything else over gloo. The only file that reads the
-environment. What it does not do: start processes, or start them again.
+environment (ranks.py leaves that to torch). What it does not do: start processes, or start them again.
 """
 
 import os

@@ -50,8 +50,8 @@ def why_not(backbone: nn.Module, dtype: torch.dtype) -> str:
     softcap, D = getattr(config, "attn_logit_softcapping", None), backbone.layers[0].self_attn.head_dim
     if softcap and (softcap > 80 or D < 16 or D & (D - 1)):
         return "its capped attention takes caps up to 80 and head sizes that are powers of two from 16"
-    if softcap and D > 64 and capability < (9, 0):
-        return "its capped attention needs the shared memory of an H100"
+    if softcap and D > 64 and (capability[0] not in (9, 10) or D > 256):  # 227 KB; a consumer's GPU has 99
+        return "its capped attention needs the shared memory of an H100, and heads of 256 at most"
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention is causal"
     if getattr(config, "attention_dropout", 0):

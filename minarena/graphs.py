@@ -2,8 +2,8 @@
 
 A layer of SmolLM2-135M is a hundred kernels of some microseconds, forward and backward, which Python cannot
 launch as fast as a GPU runs them: without graphs a step of 190 ms kept an H100 busy for 37
-(benchmarks/README.md). A graph has fixed shapes, so a micro-batch is filled up to a multiple of STEP tokens
-and ROWS rows; each size runs as it is when it is first met (which compiles what has to be compiled), is
+(benchmarks/README.md). A graph has fixed shapes, so a micro-batch is filled up to a multiple of 512 tokens
+and 8 rows; each size runs as it is when it is first met (which compiles what has to be compiled), is
 recorded when it comes again, and is replayed from then on. Adds to the gradients what step.accumulate_ adds.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from minarena.packing import Packed, collate_packed
 from minarena.step import preference_loss
 
-STEP, ROWS = 512, 8
+TOKENS_MULTIPLE, ROWS_MULTIPLE = 512, 8
 
 
 def use_graphs_(model: nn.Module, logits_of: Callable) -> None:
@@ -36,8 +36,8 @@ def accumulate_by_graph_(
     **_,
 ) -> Tensor:
     """step.accumulate_ with a graph: p_first and weights (rows,) on the CPU; returns the loss on the GPU."""
-    tokens, count = sum(-(-len(row) // 8) * 8 for row in rows), -(-len(rows) // ROWS) * ROWS
-    packed = collate_packed(rows, "cuda", -(-tokens // STEP) * STEP, count)
+    tokens, count = sum(-(-len(row) // 8) * 8 for row in rows), -(-len(rows) // ROWS_MULTIPLE) * ROWS_MULTIPLE
+    packed = collate_packed(rows, "cuda", -(-tokens // TOKENS_MULTIPLE) * TOKENS_MULTIPLE, count)
     inputs = [getattr(packed, field.name) for field in fields(packed) if field.name != "lengths"]
     for value in (p_first, weights):  # rows that are not there weigh nothing
         padded = torch.nn.functional.pad(value, (0, count - len(rows)))

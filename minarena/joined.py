@@ -1,7 +1,7 @@
 """An int8 weight and LoRA as one product, for the fast path: [x | u] [W | B]^T with u = dropout(x) A^T.
 
 Written in plain PyTorch to be compiled: the compiler dequantizes, drops and joins in the kernels that write
-the product's two matrices, which are then a library's. What is kept for the backward is int8 and x.
+the product's two matrices, which are then a library's. What is kept for the backward: int8, x, u.
 """
 
 from collections.abc import Sequence

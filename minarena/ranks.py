@@ -59,7 +59,7 @@ def end(error: BaseException, ring, store, ending: threading.Lock) -> None:
     if isinstance(error, RuntimeError):  # so does a sum fail whose peer has gone: watch() knows better
         time.sleep(3)
     with ending:
-        code = getattr(error, "code", None)
+        code = (error.code or 0) if isinstance(error, SystemExit) else None
         if isinstance(code, int):  # --help, a wrong option, a signal: all ranks end with it
             with contextlib.suppress(RuntimeError):  # rank 0 could not save, and has said so
                 ranks.barrier(ring)

@@ -177,12 +177,15 @@ def train_step(
         world.sum_(*(p.grad for p in tuned), loss)
         grad_norm = nn.utils.clip_grad_norm_(tuned, max_grad_norm or float("inf"))
         loss, grad_norm = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device
-        if not np.isfinite([loss, grad_norm]).all():
-            raise FloatingPointError(f"loss {loss}, gradient norm {grad_norm}")
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
     except torch.OutOfMemoryError as error:  # before the sum a rank could do its share again
+        raise MemoryError("out of GPU memory after the backward: try a smaller --token-budget") from error
+    if not np.isfinite([loss, grad_norm]).all():
+        raise FloatingPointError(f"loss {loss}, gradient norm {grad_norm}")
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    try:
+        optimizer.step()
+    except torch.OutOfMemoryError as error:
         raise ValueError("out of GPU memory in the optimiser: weights half updated, not saved") from error
     return loss, grad_norm
 

@@ -212,8 +212,14 @@ def test_why_not_names_the_reason(tiny, monkeypatch):
         assert "attention" in why_not(backbone, torch.bfloat16)
         setattr(backbone.config, name, before)
     attention = backbone.layers[0].self_attn
-    cases = [(24, 50.0, (9, 0), "powers"), (64, 90.0, (9, 0), "80"), (256, 50.0, (8, 0), "H100")]
-    for D, cap, capability, reason in [*cases, (256, 50.0, (9, 0), None)]:
+    cases = [
+        (24, 50.0, (9, 0), "powers"),
+        (64, 90.0, (9, 0), "80"),
+        (256, 50.0, (8, 0), "H100"),
+        (256, 50.0, (12, 0), "H100"),
+    ]
+    cases += [(512, 50.0, (9, 0), "256"), (256, 50.0, (9, 0), None)]
+    for D, cap, capability, reason in cases:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         attention.head_dim, backbone.config.attn_logit_softcapping = D, cap
         said = why_not(backbone, torch.bfloat16)
