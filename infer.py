@@ -87,8 +87,8 @@ def predict(config: InferConfig, out: str, world: World) -> tuple[pd.DataFrame, 
         "truncation": config.truncation or recorded(adapters, "truncation", "left"),
     }
     matmul = config.matmul or recorded(adapters, "matmul", "dequant")
-    device, word = world.device(), config.dtype
-    word = word or default_dtype(device, training=False)
+    device = world.device()
+    word = config.dtype or default_dtype(device, training=False)
     dtype = DTYPES[word]
     table = unlabelled(config) if config.pseudo else load_rows(config, base)
     say(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minarena.packing import Packed, collate_packed
+from minarena.packing import Packed, collate_packed, round_up
 from minarena.step import preference_loss
 
 TOKENS_MULTIPLE, ROWS_MULTIPLE = 512, 8
@@ -36,8 +36,8 @@ def accumulate_by_graph_(
     **_,
 ) -> Tensor:
     """step.accumulate_ with a graph: p_first and weights (rows,) on the CPU; returns the loss on the GPU."""
-    tokens, count = sum(-(-len(row) // 8) * 8 for row in rows), -(-len(rows) // ROWS_MULTIPLE) * ROWS_MULTIPLE
-    packed = collate_packed(rows, "cuda", -(-tokens // TOKENS_MULTIPLE) * TOKENS_MULTIPLE, count)
+    tokens, count = sum(round_up(len(row), 8) for row in rows), round_up(len(rows), ROWS_MULTIPLE)
+    packed = collate_packed(rows, "cuda", round_up(tokens, TOKENS_MULTIPLE), count)
     inputs = [getattr(packed, field.name) for field in fields(packed) if field.name != "lengths"]
     for value in (p_first, weights):  # rows that are not there weigh nothing
         padded = torch.nn.functional.pad(value, (0, count - len(rows)))

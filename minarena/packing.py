@@ -32,6 +32,10 @@ def balanced(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
     return [pile for pile in piles if len(pile)]
 
 
+def round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
 @dataclass
 class Packed:
     """A micro-batch of B rows, one after the other, N tokens in all."""
@@ -55,7 +59,7 @@ def collate_packed(
     itself), so that micro-batches of other sizes have the same shapes. B is at least 2, for a batch of one
     would be a graph of its own.
     """
-    lengths = [-(-len(row) // 8) * 8 for row in rows]
+    lengths = [round_up(len(row), 8) for row in rows]
     lengths += [tokens - sum(lengths)] * (sum(lengths) < tokens)
     starts, count = np.cumsum([0, *lengths]), max(count, len(rows))
     ids, positions = np.zeros((2, starts[-1]), dtype=np.int64)

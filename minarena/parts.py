@@ -17,7 +17,7 @@ import pandas as pd
 
 from minarena.checkpoint import ASIDE, put_in_place, write_text, writing
 from minarena.config import first_line, say
-from minarena.resume import read_record
+from minarena.folders import read_record
 
 PART = 10_000  # rows: some minutes of a 9B on one GPU, the most that an interruption costs
 

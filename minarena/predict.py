@@ -18,9 +18,9 @@ from minarena.adapter import load_adapter_
 from minarena.config import say
 from minarena.data import swapped
 from minarena.dist import ALONE, World
+from minarena.folders import read_record
 from minarena.memory import predict_shares
 from minarena.parts import PART, store_part, stored_part
-from minarena.resume import read_record
 from minarena.step import predict_first
 from minarena.text import encode, pad_id
 
