@@ -94,7 +94,10 @@ def fit_layers_(model: nn.Module, tokens: int, longest: int) -> None:
     config, tokens = backbone.config, max(tokens, longest)
     if model.fast:
         model.recomputed = recomputed_layers(backbone, tokens, free)
-        if config.hidden_size < SMALL and not model.recomputed:
+        capped = getattr(
+            config, "attn_logit_softcapping", None
+        )  # its kernels need memory by the rows' lengths
+        if config.hidden_size < SMALL and not capped and not model.recomputed:
             from minarena.graphs import use_graphs_  # a large base needs none of it
 
             use_graphs_(model, logits_of_packed)
@@ -192,7 +195,7 @@ def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, rows: Packed) 
         return flash(q, k, v, rows.ends, len(rows.ids), attention.scaling, window)
     from minarena.kernels import CappedAttention  # its compiler comes with PyTorch for GPUs only
 
-    return CappedAttention.apply(q, k, v, rows.tiles, attention.scaling, softcap, window)
+    return CappedAttention.apply(q, k, v, rows.tiles, rows.pairs, attention.scaling, softcap, window)
 
 
 def before_attention(
@@ -202,8 +205,7 @@ def before_attention(
     attention, N, D = layer.self_attn, hidden.size(0), layer.self_attn.head_dim
     linears = attention.q_proj, attention.k_proj, attention.v_proj
     qkv = project(linears, attention.joined, normed(layer.input_layernorm, hidden), seed_of(seeds, 0))
-    widths = [base_of(linear).out_features for linear in linears]
-    q, k, v = (x.view(N, -1, D) for x in qkv.split(widths, dim=-1))
+    q, k, v = (x.view(N, -1, D) for x in qkv)
     if hasattr(attention, "q_norm"):  # Gemma-3
         q, k = attention.q_norm(q), attention.k_norm(k)
     q, k = rotated(q, cos, sin), rotated(k, cos, sin)
@@ -232,15 +234,14 @@ def after_attention(layer: nn.Module, seeds: Tensor | None, hidden: Tensor, out:
     """hidden (N, C), out (N, K, G, D) -> (N, C)"""
     attention, mlp = layer.self_attn, layer.mlp
     out = out.reshape(hidden.size(0), -1)
-    out = project([attention.o_proj], base_of(attention.o_proj), out, seed_of(seeds, 1))
+    (out,) = project([attention.o_proj], base_of(attention.o_proj), out, seed_of(seeds, 1))
     gemma = hasattr(layer, "pre_feedforward_layernorm")  # norms after attention and MLP, too
     if gemma:
         out = normed(layer.post_attention_layernorm, out)
     hidden = hidden + out
     x = normed(layer.pre_feedforward_layernorm if gemma else layer.post_attention_layernorm, hidden)
-    gate_up = project([mlp.gate_proj, mlp.up_proj], mlp.joined, x, seed_of(seeds, 2))
-    gate, up = gate_up.chunk(2, dim=-1)
-    x = project([mlp.down_proj], base_of(mlp.down_proj), mlp.act_fn(gate) * up, seed_of(seeds, 3))
+    gate, up = project([mlp.gate_proj, mlp.up_proj], mlp.joined, x, seed_of(seeds, 2))
+    (x,) = project([mlp.down_proj], base_of(mlp.down_proj), mlp.act_fn(gate) * up, seed_of(seeds, 3))
     return hidden + (normed(layer.post_feedforward_layernorm, x) if gemma else x)
 
 

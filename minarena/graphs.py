@@ -8,7 +8,6 @@ recorded when it comes again, and is replayed from then on. Adds to the gradient
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import partial
 
 import numpy as np
@@ -38,14 +37,14 @@ def accumulate_by_graph_(
     """step.accumulate_ with a graph: p_first and weights (rows,) on the CPU; returns the loss on the GPU."""
     tokens, count = sum(round_up(len(row), 8) for row in rows), round_up(len(rows), ROWS_MULTIPLE)
     packed = collate_packed(rows, "cuda", round_up(tokens, TOKENS_MULTIPLE), count)
-    inputs = [getattr(packed, field.name) for field in fields(packed) if field.name != "lengths"]
+    inputs = [value for value in vars(packed).values() if isinstance(value, Tensor)]
     for value in (p_first, weights):  # rows that are not there weigh nothing
         padded = torch.nn.functional.pad(value, (0, count - len(rows)))
         inputs.append(padded.pin_memory().to("cuda", non_blocking=True))
 
     def run(inputs: list[Tensor]) -> Tensor:
         *packed, target, weight = inputs
-        logits = logits_of(model, Packed(*packed, lengths=[]))
+        logits = logits_of(model, Packed(*packed, pairs=0, lengths=[]))
         loss = (preference_loss(logits, target, label_smoothing) * weight).sum()
         loss.backward()
         return loss.detach()

@@ -5,6 +5,7 @@ the product's two matrices, which are then a library's. What is kept for the bac
 """
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -14,26 +15,31 @@ from minarena.int8 import Int8Linear
 from minarena.lora import LoRALinear
 
 
-def project(linears: Sequence[nn.Module], base: Int8Linear, x: Tensor, seed: Tensor | None) -> Tensor:
-    """x (N, in) -> (N, out): projections of one input x, their outputs side by side; base: their weights.
+def project(
+    linears: Sequence[nn.Module], base: Int8Linear, x: Tensor, seed: Tensor | None
+) -> Sequence[Tensor]:
+    """x (N, in) -> (N, out) of each of the projections of one input x; base: their weights as one matrix.
 
     seed: a number of int32 for dropout's mask, on the device; None where nothing is dropped.
 
     One dropout mask serves them all, as in the authors' own code for projections of one input
     (https://github.com/microsoft/LoRA, MergedLinear): x is read once, and their A are one product.
     """
-    first = linears[0]
+    first, widths = linears[0], [base_of(linear).out_features for linear in linears]
     if not isinstance(first, LoRALinear):  # a layer below --freeze-layers
-        y = F.linear(x, dequantized(base.weight, base.SCB, x.dtype))
-        return y if base.bias is None else y + base.bias.to(y.dtype)
-    A = (torch.cat([linear.lora_A.weight for linear in linears]) * first.scaling).to(x.dtype)  # (n R, in)
-    B = torch.block_diag(*(linear.lora_B.weight for linear in linears)).to(x.dtype)  # (out, n R)
-    if torch.is_grad_enabled():
-        u = F.linear(x if seed is None else dropped(x, first.dropout.p, seed), A)  # (N, n R)
-        y = JoinedProduct.apply(x, u, base.weight, base.SCB, B)
-    else:  # without dropout the merged weight does, and costs as much as a few dozen tokens
-        y = F.linear(x, (dequantized(base.weight, base.SCB, torch.float32) + B @ A).to(x.dtype))
-    return y if base.bias is None else y + base.bias.to(y.dtype)
+        outputs = F.linear(x, dequantized(base.weight, base.SCB, x.dtype)).split(widths, dim=1)
+    else:
+        A = (torch.cat([linear.lora_A.weight for linear in linears]) * first.scaling).to(x.dtype)  # (n R, in)
+        B = torch.block_diag(*(linear.lora_B.weight for linear in linears)).to(x.dtype)  # (out, n R)
+        if torch.is_grad_enabled():
+            u = F.linear(x if seed is None else dropped(x, first.dropout.p, seed), A)  # (N, n R)
+            outputs = JoinedProduct.apply(x, u, base.weight, base.SCB, B, widths)
+        else:  # without dropout the merged weight does, and costs as much as a few dozen tokens
+            merged = (dequantized(base.weight, base.SCB, torch.float32) + B @ A).to(x.dtype)
+            outputs = F.linear(x, merged).split(widths, dim=1)
+    if base.bias is None:
+        return outputs
+    return [y + bias.to(y.dtype) for y, bias in zip(outputs, base.bias.split(widths), strict=True)]
 
 
 def dropped(x: Tensor, p: float, seed: Tensor) -> Tensor:
@@ -54,21 +60,25 @@ def dropped(x: Tensor, p: float, seed: Tensor) -> Tensor:
 class JoinedProduct(torch.autograd.Function):
     """x W^T + u B^T as one product, [x | u] [W | B]^T, and the gradients of x and u as one.
 
-    x (N, in), u (N, R), CB (out, in) int8 and SCB (out,) of W, B (out, R); returns (N, out). LoRA apart would
-    be another product and another pass over the largest tensors of a layer. Kept for the backward: int8,
-    never W.
+    x (N, in), u (N, R), CB (out, in) int8 and SCB (out,) of W, B (out, R); returns (N, width) for each of the
+    widths, which sum to out. LoRA apart would be another product and another pass over the largest tensors of
+    a layer. The gradients of the parts are never put side by side: that would be one more pass, too. Kept for
+    the backward: int8, never W.
     """
 
     @staticmethod
-    def forward(ctx, x, u, CB, SCB, B):
+    def forward(ctx, x, u, CB, SCB, B, widths):
         ctx.save_for_backward(u, CB, SCB, B)
-        return F.linear(torch.cat([x, u], dim=1), joined(CB, SCB, B))
+        ctx.widths = widths
+        return F.linear(torch.cat([x, u], dim=1), joined(CB, SCB, B)).split(widths, dim=1)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
         u, CB, SCB, B = ctx.saved_tensors
-        dx, du = (grad @ joined(CB, SCB, B)).split([CB.size(1), B.size(1)], dim=1)
-        return dx, du, None, None, grad.T @ u
+        parts = zip(CB.split(ctx.widths), SCB.split(ctx.widths), B.split(ctx.widths), strict=True)
+        both = reduce(torch.add, (grad @ joined(*part) for grad, part in zip(grads, parts, strict=True)))
+        dx, du = both.split([CB.size(1), B.size(1)], dim=1)
+        return dx, du, None, None, torch.cat([grad.T @ u for grad in grads]), None
 
 
 def joined(CB: Tensor, SCB: Tensor, B: Tensor) -> Tensor:

@@ -1,18 +1,22 @@
-"""Soft-capped causal attention over packed rows as three GPU kernels, in Triton: scores never leave the chip.
+"""Soft-capped causal attention over packed rows as three GPU kernels, in Triton.
 
     Z = softcap * tanh(scale * Q K^T / softcap)
     P = exp(Z) / sum of exp(Z) over the keys at or before a query
     O = P V
 
 The scheme is FlashAttention's (Dao 2023, https://arxiv.org/abs/2307.08691, algorithms 1 and 2): a program
-owns a block of queries (or, for the gradients of K and V, of keys), walks over the blocks that it meets, and
-the backward computes P again from the normaliser. One thing is simpler than there: |Z| <= softcap, so exp(Z)
-cannot overflow and no running maximum is kept, subtracted and corrected for.
+owns a block of queries and walks over the blocks of keys that it sees, whose scores stay on the chip; the
+backward computes P again from the normaliser. Two things are simpler than there. |Z| <= softcap, so exp(Z)
+cannot overflow and no running maximum is kept, subtracted and corrected for. And dK and dV do not come from P
+computed a third time: the kernel of dQ writes P and dS, the gradient of scale Q K^T, and what is left are
+plain products. So the backward has five products where two kernels that share nothing have seven, and no
+program sums two outputs, for which its registers are too few with heads of 256. The price is memory for one
+layer at a time, 4 bytes for each head, query and key: .6 GB for 8,000 tokens of Gemma-2-9B in rows of 2,200,
+2.2 GB for one of 8,192.
 
-All launches have a size that depends on the shape alone, and read where rows begin and end from the GPU, so
-that a CUDA graph can replay them. Blocks were chosen on an H100, whose shared memory they fill with heads of
-256. Not here: a cap above 80 (exp(80) times some thousand keys is still a number in fp32 and bf16), head
-sizes that are no power of two, dropout, attention in both directions.
+Blocks were chosen on an H100, whose shared memory they fill with heads of 256. Not here: a cap above 80
+(exp(80) times some thousand keys is still a number in fp32 and bf16), head sizes that are no power of two,
+dropout, attention in both directions.
 """
 
 import torch
@@ -24,36 +28,38 @@ from minarena.packing import TILE
 
 LOG2E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is that of 2
 # (queries or keys a program owns, of the other kind at a time, warps, stages): measured, benchmarks/README.md
-FORWARD, QUERIES, KEYS = (128, 32, 8, 3), (128, 64, 8, 1), (32, 64, 4, 2)
+FORWARD, QUERIES, KEYS = (128, 32, 8, 3), (64, 64, 4, 2), (64, 32, 8, 4)  # KEYS' first: at most QUERIES'
 
 
 class CappedAttention(torch.autograd.Function):
-    """CappedAttention.apply(q, k, v, tiles, scale, softcap, window) -> (N, K, G, D)
+    """CappedAttention.apply(q, k, v, tiles, pairs, scale, softcap, window) -> (N, K, G, D)
 
     q (N, K, G, D), k and v (N, K, D), bf16: N tokens of all rows one after the other, K heads of keys, G
-    heads of queries to each. tiles (tiles, 3) int32: packing.py's, on the GPU. window: a query sees that many
-    keys, itself included; None: all before it. Kept for the backward: Q, K, V, O and a number a query and
-    head.
+    heads of queries to each. tiles (tiles, 4) int32, on the GPU, and pairs: packing.py's. window: a query
+    sees that many keys, itself included; None: all before it. Kept for the backward: Q, K, V, O and a number
+    a query and head.
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, tiles, scale, softcap, window) -> Tensor:
+    def forward(ctx, q, k, v, tiles, pairs, scale, softcap, window) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
         ctx.save_for_backward(q, k, v, out, lse, tiles)
-        ctx.settings = scale, softcap, window or 0, q.size(1), q.size(2), q.size(3)
+        ctx.pairs, ctx.settings = pairs, (scale, softcap, window or 0, q.size(1), q.size(2), q.size(3))
         launch(forward_kernel, FORWARD, q.size(1) * q.size(2), ctx.settings, q, k, v, out, lse, tiles)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         q, k, v, out, lse, tiles = ctx.saved_tensors
-        grad, delta = grad.contiguous(), torch.empty_like(lse)
+        grad = grad.contiguous()
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        inputs = q, k, v, out, grad, lse, delta
-        launch(queries_kernel, QUERIES, q.size(1) * q.size(2), ctx.settings, *inputs, dq, tiles)
-        launch(keys_kernel, KEYS, k.size(1), ctx.settings, *inputs, dk, dv, tiles)
-        return dq, dk, dv, None, None, None, None
+        heads = q.size(1) * q.size(2)
+        P, dS = q.new_empty(2, ctx.pairs, heads, TILE, TILE)
+        launch(queries_kernel, QUERIES, heads, ctx.settings, q, k, v, out, grad, lse, dq, P, dS, tiles)
+        launch(keys_kernel, KEYS, k.size(1), ctx.settings, P, grad, dv, tiles)
+        launch(keys_kernel, KEYS, k.size(1), ctx.settings, dS, q, dk, tiles)
+        return dq, dk, dv, None, None, None, None, None
 
 
 def launch(kernel, blocks: tuple[int, int, int, int], heads: int, settings: tuple, *tensors: Tensor) -> None:
@@ -65,11 +71,11 @@ def launch(kernel, blocks: tuple[int, int, int, int], heads: int, settings: tupl
 
 @triton.jit
 def block_of_tile(tiles, TILE: tl.constexpr, OWN: tl.constexpr):
-    """(first token of the row, its end, first token of this program's block); an empty block begins there."""
+    """A row's first token, its end, the number of its first pair; the tile's first token; the block in it."""
     number = tl.program_id(0)
-    tile = tiles + number // (TILE // OWN) * 3
-    first = tl.load(tile + 2) + number % (TILE // OWN) * OWN
-    return tl.load(tile), tl.load(tile + 1), first
+    tile = tiles + number // (TILE // OWN) * 4  # an empty one begins where its row ends
+    return (tl.load(tile), tl.load(tile + 1), tl.load(tile + 3), tl.load(tile + 2),
+            number % (TILE // OWN) * OWN)  # fmt: skip
 
 
 @triton.jit
@@ -98,11 +104,17 @@ def seen(query, key, end, WINDOW: tl.constexpr):
 
 
 @triton.jit
+def tile_of(pairs, before, query, key, head, HEADS: tl.constexpr, TILE: tl.constexpr):
+    """Where the TILE x TILE numbers begin of a head's tiles `query` and `key` of a row, counted from 0."""
+    return pairs + ((before + query * (query + 1) // 2 + key).to(tl.int64) * HEADS + head) * (TILE * TILE)
+
+
+@triton.jit
 def forward_kernel(q, k, v, out, lse, tiles, SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr,
                    K: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
                    TILE: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr):  # fmt: skip
-    start, end, first = block_of_tile(tiles, TILE, OWN)
-    head = tl.program_id(1)
+    start, end, _, tile, block = block_of_tile(tiles, TILE, OWN)
+    head, first = tl.program_id(1), tile + block
     query = first + tl.arange(0, OWN)
     Q = rows_at(q, query, end, head, K * G, D)
     total, weighted = tl.zeros([OWN], tl.float32), tl.zeros([OWN, D], tl.float32)
@@ -119,51 +131,49 @@ def forward_kernel(q, k, v, out, lse, tiles, SCALE: tl.constexpr, CAP: tl.conste
 
 
 @triton.jit
-def queries_kernel(q, k, v, out, grad, lse, delta, dq, tiles, SCALE: tl.constexpr, CAP: tl.constexpr,
+def queries_kernel(q, k, v, out, grad, lse, dq, P_out, dS_out, tiles, SCALE: tl.constexpr, CAP: tl.constexpr,
                    WINDOW: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
                    TILE: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr):  # fmt: skip
-    """dQ, and for the next kernel delta = the sum over the keys of P dP, by way of O."""
-    start, end, first = block_of_tile(tiles, TILE, OWN)
-    head = tl.program_id(1)
+    """dQ; and for keys_kernel P and dS, TILE x TILE for each pair of tiles, 0 where nothing is seen."""
+    start, end, before, tile, block = block_of_tile(tiles, TILE, OWN)
+    head, first = tl.program_id(1), tile + block
     query = first + tl.arange(0, OWN)
     Q, dO = rows_at(q, query, end, head, K * G, D), rows_at(grad, query, end, head, K * G, D)
     output = rows_at(out, query, end, head, K * G, D)
-    sums = tl.sum(output.to(tl.float32) * dO.to(tl.float32), 1)
-    tl.store(delta + query * K * G + head, sums, mask=query < end)
+    sums = tl.sum(output.to(tl.float32) * dO.to(tl.float32), 1)  # over the keys, of P dP
     normaliser = tl.load(lse + query * K * G + head, mask=query < end, other=0.0)
     dQ = tl.zeros([OWN, D], tl.float32)
-    begin = tl.maximum(start, first - WINDOW + 1) if WINDOW else start
-    for i in range(begin, tl.where(first < end, tl.minimum(first + OWN, end), 0), OTHER):
-        key = i + tl.arange(0, OTHER)
+    begin = start + tl.maximum(0, tile - WINDOW + 1 - start) // TILE * TILE if WINDOW else start
+    at = (block + tl.arange(0, OWN))[:, None] * TILE + tl.arange(0, OTHER)
+    for n in range(0, tl.where(first < end, tl.minimum(first + OWN, end) - begin, 0), OTHER):
+        key = begin + n + tl.arange(0, OTHER)
         keys, values = rows_at(k, key, end, head // G, K, D), rows_at(v, key, end, head // G, K, D)
         tanh = tanh_of(tl.dot(Q, tl.trans(keys)), SCALE, CAP)
         P = tl.exp2(tanh * (CAP * LOG2E) - normaliser[:, None])
         P = tl.where(seen(query[:, None], key[None], end, WINDOW), P, 0.0)
         dZ = P * (tl.dot(dO, tl.trans(values)) - sums[:, None])
-        dQ = tl.dot((dZ * (1 - tanh * tanh)).to(keys.dtype), keys, dQ)
-    put_rows(dq, dQ * SCALE, query, end, head, K * G, D)
+        dS = (dZ * (1 - tanh * tanh) * SCALE).to(keys.dtype)
+        dQ = tl.dot(dS, keys, dQ)
+        numbers = (tile - start) // TILE, (begin - start + n) // TILE
+        tl.store(tile_of(P_out, before, *numbers, head, K * G, TILE) + n % TILE + at, P.to(keys.dtype))
+        tl.store(tile_of(dS_out, before, *numbers, head, K * G, TILE) + n % TILE + at, dS)
+    put_rows(dq, dQ, query, end, head, K * G, D)
 
 
 @triton.jit
-def keys_kernel(q, k, v, out, grad, lse, delta, dk, dv, tiles, SCALE: tl.constexpr, CAP: tl.constexpr,
-                WINDOW: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+def keys_kernel(pairs, x, out, tiles, SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr,
+                K: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
                 TILE: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr):  # fmt: skip
-    """dK and dV, summed over the G heads of queries; scores stand transposed, (keys, queries)."""
-    _start, end, first = block_of_tile(tiles, TILE, OWN)
-    key = first + tl.arange(0, OWN)
-    keys, values = rows_at(k, key, end, tl.program_id(1), K, D), rows_at(v, key, end, tl.program_id(1), K, D)
-    dK, dV = tl.zeros([OWN, D], tl.float32), tl.zeros([OWN, D], tl.float32)
+    """out (N, K, D) = pairs^T x, summed over queries and their G heads: dV = P^T dO, dK = dS^T Q."""
+    start, end, before, tile, block = block_of_tile(tiles, TILE, OWN)
+    key = tile + block + tl.arange(0, OWN)
+    total = tl.zeros([OWN, D], tl.float32)
+    last = tl.minimum(end, tile + TILE + WINDOW - 1) if WINDOW else end
+    at = tl.arange(0, OTHER)[:, None] * TILE + block + tl.arange(0, OWN)
     for head in range(tl.program_id(1) * G, (tl.program_id(1) + 1) * G):
-        for i in range(first, tl.minimum(end, first + OWN + WINDOW - 1) if WINDOW else end, OTHER):
-            query = i + tl.arange(0, OTHER)
-            Q, dO = rows_at(q, query, end, head, K * G, D), rows_at(grad, query, end, head, K * G, D)
-            normaliser = tl.load(lse + query * K * G + head, mask=query < end, other=0.0)
-            sums = tl.load(delta + query * K * G + head, mask=query < end, other=0.0)
-            tanh = tanh_of(tl.dot(keys, tl.trans(Q)), SCALE, CAP)
-            P = tl.exp2(tanh * (CAP * LOG2E) - normaliser[None])
-            P = tl.where(seen(query[None], key[:, None], end, WINDOW), P, 0.0)
-            dV = tl.dot(P.to(dO.dtype), dO, dV)
-            dZ = P * (tl.dot(values, tl.trans(dO)) - sums[None])
-            dK = tl.dot((dZ * (1 - tanh * tanh)).to(Q.dtype), Q, dK)
-    put_rows(dk, dK * SCALE, key, end, tl.program_id(1), K, D)
-    put_rows(dv, dV, key, end, tl.program_id(1), K, D)
+        for n in range(block, last - tile, OTHER):  # queries before its own block see none of it
+            query = tile + n + tl.arange(0, OTHER)
+            numbers = (tile - start + n) // TILE, (tile - start) // TILE
+            part = tile_of(pairs, before, *numbers, head, K * G, TILE) + n % TILE * TILE
+            total = tl.dot(tl.trans(tl.load(part + at)), rows_at(x, query, end, head, K * G, D), total)
+    put_rows(out, total, key, end, tl.program_id(1), K, D)

@@ -44,7 +44,8 @@ class Packed:
     positions: Tensor  # (N,) of a token in its row, from 0
     last: Tensor  # (B,) where each row's last real token is
     ends: Tensor  # (B + 2,) int32: 0 and the running sum of the rows' tokens; then N again
-    tiles: Tensor  # (tiles, 3) int32: start and end of a row, and where a tile of TILE tokens of it begins
+    tiles: Tensor  # (tiles, 4) int32: start, end of a row; where a tile of TILE tokens begins; pairs before
+    pairs: int  # of tiles of a row, the second not after the first
     lengths: list[int]  # tokens of each row; they sum to N
 
 
@@ -63,11 +64,13 @@ def collate_packed(
     lengths += [tokens - sum(lengths)] * (sum(lengths) < tokens)
     starts, count = np.cumsum([0, *lengths]), max(count, len(rows))
     ids, positions = np.zeros((2, starts[-1]), dtype=np.int64)
-    tiles = np.zeros((starts[-1] // TILE + count + 1, 3), dtype=np.int32)
-    of_rows = []
+    tiles = np.zeros((starts[-1] // TILE + count + 1, 4), dtype=np.int32)
+    of_rows, pairs = [], 0
     for start, length in zip(starts, lengths, strict=False):
         positions[start : start + length] = np.arange(length)
-        of_rows += [(start, start + length, first) for first in range(start, start + length, TILE)]
+        firsts = range(start, start + length, TILE)
+        of_rows += [(start, start + length, first, pairs) for first in firsts]
+        pairs += len(firsts) * (len(firsts) + 1) // 2
     tiles[: len(of_rows)] = of_rows
     for row, start in zip(rows, starts, strict=False):
         ids[start : start + len(row)] = row
@@ -76,4 +79,4 @@ def collate_packed(
     tensors = [torch.from_numpy(x) for x in (ids, positions, last, ends, tiles)]
     if torch.device(device).type == "cuda":  # from pinned memory the copy does not wait for the GPU
         tensors = [tensor.pin_memory() for tensor in tensors]
-    return Packed(*(tensor.to(device, non_blocking=True) for tensor in tensors), lengths)
+    return Packed(*(tensor.to(device, non_blocking=True) for tensor in tensors), pairs, lengths)

@@ -100,7 +100,9 @@ def test_packed_shapes_depend_on_the_numbers_asked_for_alone():
 def test_tiles_cover_each_row_once_and_nothing_else():
     packed = collate_packed([np.arange(n) for n in (300, 128, 5, 129)], tokens=1024, count=8)
     covered = np.zeros(1024, dtype=int)
-    for start, end, first in packed.tiles.tolist():
+    before = {(0, 304): 0, (304, 432): 6, (432, 440): 7, (440, 576): 8, (576, 1024): 11, (0, 0): 0}
+    for start, end, first, pairs in packed.tiles.tolist():
         covered[first : min(first + TILE, end)] += 1
-        assert (start, end) in {(0, 304), (304, 432), (432, 440), (440, 576), (576, 1024), (0, 0)}
+        assert pairs == before[start, end]  # 3 tiles of queries have 1 + 2 + 3 pairs with tiles of keys
     assert (covered == 1).all()
+    assert packed.pairs == 11 + 10
