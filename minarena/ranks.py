@@ -11,6 +11,7 @@ machine that loses its power (NCCL's timeout does, after 10 minutes).
 
 import contextlib
 import os
+import shlex
 import sys
 import threading
 import time
@@ -60,7 +61,11 @@ def end(error: BaseException, ring, store, ending: threading.Lock) -> None:
         time.sleep(3)
     with ending:
         code = (error.code or 0) if isinstance(error, SystemExit) else None
-        if isinstance(code, int):  # --help, a wrong option, a signal: all ranks end with it
+        if code in range(1, 128):  # a wrong option: of all ranks, or of one machine's
+            if rank := ranks.get_rank():
+                time.sleep(3)  # rank 0 is heard, and so it says this itself, if it has the same command
+            last_words(store, f"rank {rank} cannot do this: {shlex.join(sys.argv)}" if rank else "")
+        elif isinstance(code, int):  # --help, a signal: all ranks end with it
             with contextlib.suppress(RuntimeError):  # rank 0 could not save, and has said so
                 ranks.barrier(ring)
         else:
@@ -72,10 +77,10 @@ def end(error: BaseException, ring, store, ending: threading.Lock) -> None:
 
 
 def last_words(store, words: str) -> None:
-    """Of all ranks the first that fails says why; the others fail because of it, or of the same."""
+    """Of all ranks the first that fails says why ("": has said so); the others fail because of it, too."""
     try:
         first = store.add("failed", 1) == 1
     except RuntimeError:  # the store has gone with its machine: better said twice than never
         first = True
-    if first:
+    if first and words:
         print(words, file=sys.__stderr__, flush=True)

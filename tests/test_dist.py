@@ -181,6 +181,14 @@ def test_an_option_that_does_not_exist_is_said_once(words, tmp_path):
     assert said[0].startswith("train.py: unknown option --bogus") and not said[1]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_option_of_one_rank_that_does_not_exist_ends_all(words, tmp_path, rank):
+    ends = [1, 1]
+    ends[rank] = 2
+    said = train_ranks(2, words, tmp_path / "run", {rank: (children.other_words, "--bogus", "20")}, ends)
+    assert said[rank].count("--bogus") == 1 and "has gone" not in "".join(said)
+
+
 def test_ranks_with_other_options_or_data_are_told_so(words, tmp_path):
     said = train_ranks(2, words, tmp_path / "run", {1: (children.other_words, "--limit", "20")}, [1, 1])
     assert "limit is 20 on rank 1, and 24 on rank 0: all machines need the same command" in said[1]
