@@ -22,9 +22,9 @@ def plain(
     softcap: float | None,
     window: int | None,
 ) -> Tensor:
-    """q (N, K, G, D), k and v (N, K, D) -> (N, K, G, D)
+    """q (N, H, G, D), k and v (N, H, D) -> (N, H, G, D)
 
-    N tokens of all rows one after the other, K heads of keys, G heads of queries to each. lengths: tokens of
+    N tokens of all rows one after the other, H heads of keys, G heads of queries to each. lengths: tokens of
     each row, which sum to N. window: a query sees that many keys, itself included; None: all before it.
     """
     return torch.cat(
@@ -38,14 +38,14 @@ def plain(
 def one_row(
     q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, window: int | None
 ) -> Tensor:
-    """`plain` for a row of T tokens: q (T, K, G, D), k and v (T, K, D); (K, G, T, T) scores are kept."""
-    scores = torch.einsum("qkgd,tkd->kgqt", q, k).float() * scale
+    """`plain` for a row of T tokens: q (T, H, G, D), k and v (T, H, D); (H, G, T, T) scores are kept."""
+    scores = torch.einsum("qhgd,thd->hgqt", q, k).float() * scale
     Z = softcap * torch.tanh(scores / softcap) if softcap else scores
     place = torch.arange(len(q), device=q.device)
     distance = place[:, None] - place  # from a query back to a key
     hidden = (distance < 0) | (distance >= window) if window else distance < 0
     P = Z.masked_fill(hidden, -torch.inf).softmax(-1).to(v.dtype)
-    return torch.einsum("kgqt,tkd->qkgd", P, v)
+    return torch.einsum("hgqt,thd->qhgd", P, v)
 
 
 def flash(
@@ -58,9 +58,9 @@ def flash(
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    N, K, G, D = q.shape
-    k, v = (x.unsqueeze(2).expand(N, K, G, D).reshape(N, K * G, D) for x in (k, v))
+    N, H, G, D = q.shape
+    k, v = (x.unsqueeze(2).expand(N, H, G, D).reshape(N, H * G, D) for x in (k, v))
     rows = (ends, ends, longest, longest)
     left = -1 if window is None else window - 1  # keys before a query's own
-    out = varlen_attn(q.reshape(N, K * G, D), k, v, *rows, scale=scale, window_size=(left, 0))
-    return out.view(N, K, G, D)
+    out = varlen_attn(q.reshape(N, H * G, D), k, v, *rows, scale=scale, window_size=(left, 0))
+    return out.view(N, H, G, D)

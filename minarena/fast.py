@@ -16,6 +16,7 @@ serves all four. What it does not do: fp16 or fp32 on a GPU, bitsandbytes' LLM.i
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
@@ -33,6 +34,14 @@ from minarena.packing import Packed, balanced, collate_packed
 
 SMALL = 2048  # a base with fewer numbers a token (hidden_size) has kernels shorter than their launches
 FAMILIES = ("gemma2", "gemma3_text", "llama", "qwen2")
+
+
+@dataclass(frozen=True)
+class FastPath:
+    """What step.py calls in the place of its own."""
+
+    cut: Callable  # (tokens of each row, token budget) -> positions of each micro-batch's rows
+    logits: Callable  # (PreferenceModel, B rows of token ids) -> (B, 2), fp32
 
 
 def why_not(backbone: nn.Module, dtype: torch.dtype) -> str:
@@ -72,7 +81,7 @@ def use_fast_path_(model: nn.Module) -> None:
     partitioner.ban_recompute_used_far_apart = False
     partitioner.ban_recompute_long_fusible_chains = False
     partitioner.ban_recompute_materialized_backward = False
-    model.fast = balanced, packed_logits
+    model.fast = FastPath(balanced, packed_logits)
 
 
 def take_fast_path_(model: nn.Module, dtype: torch.dtype) -> None:
@@ -186,7 +195,7 @@ def decoder_layer(
 
 
 def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, rows: Packed) -> Tensor:
-    """q (N, K, G, D), k and v (N, K, D) -> (N, K, G, D), with the settings of transformers' module."""
+    """q (N, H, G, D), k and v (N, H, D) -> (N, H, G, D), with the settings of transformers' module."""
     softcap = getattr(attention, "attn_logit_softcapping", None)
     window = getattr(attention, "sliding_window", None)
     if not q.is_cuda:
@@ -201,7 +210,7 @@ def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, rows: Packed) 
 def before_attention(
     layer: nn.Module, seeds: Tensor | None, hidden: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q (N, K, G, D), k and v (N, K, D) of K heads of keys and G heads of queries to each."""
+    """q (N, H, G, D), k and v (N, H, D) of H heads of keys and G heads of queries to each."""
     attention, N, D = layer.self_attn, hidden.size(0), layer.self_attn.head_dim
     linears = attention.q_proj, attention.k_proj, attention.v_proj
     qkv = project(linears, attention.joined, normed(layer.input_layernorm, hidden), seed_of(seeds, 0))
@@ -231,7 +240,7 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def after_attention(layer: nn.Module, seeds: Tensor | None, hidden: Tensor, out: Tensor) -> Tensor:
-    """hidden (N, C), out (N, K, G, D) -> (N, C)"""
+    """hidden (N, C), out (N, H, G, D) -> (N, C)"""
     attention, mlp = layer.self_attn, layer.mlp
     out = out.reshape(hidden.size(0), -1)
     (out,) = project([attention.o_proj], base_of(attention.o_proj), out, seed_of(seeds, 1))

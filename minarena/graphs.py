@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minarena.packing import Packed, collate_packed, round_up
+from minarena.packing import FILL, Packed, collate_packed, round_up
 from minarena.step import preference_loss
 
 TOKENS_MULTIPLE, ROWS_MULTIPLE = 512, 8
@@ -35,7 +35,7 @@ def accumulate_by_graph_(
     **_,
 ) -> Tensor:
     """step.accumulate_ with a graph: p_first and weights (rows,) on the CPU; returns the loss on the GPU."""
-    tokens, count = sum(round_up(len(row), 8) for row in rows), round_up(len(rows), ROWS_MULTIPLE)
+    tokens, count = sum(round_up(len(row), FILL) for row in rows), round_up(len(rows), ROWS_MULTIPLE)
     packed = collate_packed(rows, "cuda", round_up(tokens, TOKENS_MULTIPLE), count)
     inputs = [value for value in vars(packed).values() if isinstance(value, Tensor)]
     for value in (p_first, weights):  # rows that are not there weigh nothing
@@ -50,17 +50,30 @@ def accumulate_by_graph_(
         return loss.detach()
 
     size = len(packed.ids), count
-    if size not in model.graphs:
-        model.graphs[size] = None
-        return run(inputs)
-    if model.graphs[size] is None:
-        graph = torch.cuda.CUDAGraph()
-        pool = next((known[0].pool() for known in model.graphs.values() if known), None)
-        with torch.cuda.graph(graph, pool=pool):  # one pool: only one of them runs at a time
-            loss = run(inputs)
-        model.graphs[size] = graph, inputs, loss
-    graph, static, loss = model.graphs[size]
-    for old, new in zip(static, inputs, strict=True):
-        old.copy_(new)
+    try:
+        if size not in model.graphs:
+            model.graphs[size] = None
+            return run(inputs)
+        if model.graphs[size] is None:
+            model.graphs[size] = record(
+                run, inputs, [known[0].pool() for known in model.graphs.values() if known]
+            )
+        graph, static, loss = model.graphs[size]
+        for old, new in zip(static, inputs, strict=True):
+            old.copy_(new)
+    except RuntimeError as error:
+        model.graphs.clear()  # whatever comes next needs their memory
+        full = error.__context__  # a recording that is broken off has an error of its own
+        raise full if isinstance(full, torch.OutOfMemoryError) else error from None
     graph.replay()
     return loss
+
+
+def record(
+    run: Callable, inputs: list[Tensor], pools: list
+) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+    """(the graph of run(inputs), its inputs, its loss). All graphs share a pool: one runs at a time."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pools[0] if pools else None):
+        loss = run(inputs)
+    return graph, inputs, loss

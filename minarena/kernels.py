@@ -32,9 +32,9 @@ FORWARD, QUERIES, KEYS = (128, 32, 8, 3), (64, 64, 4, 2), (64, 32, 8, 4)  # KEYS
 
 
 class CappedAttention(torch.autograd.Function):
-    """CappedAttention.apply(q, k, v, tiles, pairs, scale, softcap, window) -> (N, K, G, D)
+    """CappedAttention.apply(q, k, v, tiles, pairs, scale, softcap, window) -> (N, H, G, D)
 
-    q (N, K, G, D), k and v (N, K, D), bf16: N tokens of all rows one after the other, K heads of keys, G
+    q (N, H, G, D), k and v (N, H, D), bf16: N tokens of all rows one after the other, H heads of keys, G
     heads of queries to each. tiles (tiles, 4) int32, on the GPU, and pairs: packing.py's. window: a query
     sees that many keys, itself included; None: all before it. Kept for the backward: Q, K, V, O and a number
     a query and head.
@@ -111,43 +111,43 @@ def tile_of(pairs, before, query, key, head, HEADS: tl.constexpr, TILE: tl.const
 
 @triton.jit
 def forward_kernel(q, k, v, out, lse, tiles, SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr,
-                   K: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+                   H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
                    TILE: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr):  # fmt: skip
     start, end, _, tile, block = block_of_tile(tiles, TILE, OWN)
     head, first = tl.program_id(1), tile + block
     query = first + tl.arange(0, OWN)
-    Q = rows_at(q, query, end, head, K * G, D)
+    Q = rows_at(q, query, end, head, H * G, D)
     total, weighted = tl.zeros([OWN], tl.float32), tl.zeros([OWN, D], tl.float32)
     begin = tl.maximum(start, first - WINDOW + 1) if WINDOW else start
     for i in range(begin, tl.where(first < end, tl.minimum(first + OWN, end), 0), OTHER):
         key = i + tl.arange(0, OTHER)
-        keys, values = rows_at(k, key, end, head // G, K, D), rows_at(v, key, end, head // G, K, D)
+        keys, values = rows_at(k, key, end, head // G, H, D), rows_at(v, key, end, head // G, H, D)
         tanh = tanh_of(tl.dot(Q, tl.trans(keys)), SCALE, CAP)
         P = tl.where(seen(query[:, None], key[None], end, WINDOW), tl.exp2(tanh * (CAP * LOG2E)), 0.0)
         total += tl.sum(P, 1)
         weighted = tl.dot(P.to(values.dtype), values, weighted)
-    put_rows(out, weighted / total[:, None], query, end, head, K * G, D)
-    tl.store(lse + query * K * G + head, tl.log2(total), mask=query < end)  # to the base 2
+    put_rows(out, weighted / total[:, None], query, end, head, H * G, D)
+    tl.store(lse + query * H * G + head, tl.log2(total), mask=query < end)  # to the base 2
 
 
 @triton.jit
 def queries_kernel(q, k, v, out, grad, lse, dq, P_out, dS_out, tiles, SCALE: tl.constexpr, CAP: tl.constexpr,
-                   WINDOW: tl.constexpr, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+                   WINDOW: tl.constexpr, H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
                    TILE: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr):  # fmt: skip
     """dQ; and for keys_kernel P and dS, TILE x TILE for each pair of tiles, 0 where nothing is seen."""
     start, end, before, tile, block = block_of_tile(tiles, TILE, OWN)
     head, first = tl.program_id(1), tile + block
     query = first + tl.arange(0, OWN)
-    Q, dO = rows_at(q, query, end, head, K * G, D), rows_at(grad, query, end, head, K * G, D)
-    output = rows_at(out, query, end, head, K * G, D)
+    Q, dO = rows_at(q, query, end, head, H * G, D), rows_at(grad, query, end, head, H * G, D)
+    output = rows_at(out, query, end, head, H * G, D)
     sums = tl.sum(output.to(tl.float32) * dO.to(tl.float32), 1)  # over the keys, of P dP
-    normaliser = tl.load(lse + query * K * G + head, mask=query < end, other=0.0)
+    normaliser = tl.load(lse + query * H * G + head, mask=query < end, other=0.0)
     dQ = tl.zeros([OWN, D], tl.float32)
     begin = start + tl.maximum(0, tile - WINDOW + 1 - start) // TILE * TILE if WINDOW else start
     at = (block + tl.arange(0, OWN))[:, None] * TILE + tl.arange(0, OTHER)
     for n in range(0, tl.where(first < end, tl.minimum(first + OWN, end) - begin, 0), OTHER):
         key = begin + n + tl.arange(0, OTHER)
-        keys, values = rows_at(k, key, end, head // G, K, D), rows_at(v, key, end, head // G, K, D)
+        keys, values = rows_at(k, key, end, head // G, H, D), rows_at(v, key, end, head // G, H, D)
         tanh = tanh_of(tl.dot(Q, tl.trans(keys)), SCALE, CAP)
         P = tl.exp2(tanh * (CAP * LOG2E) - normaliser[:, None])
         P = tl.where(seen(query[:, None], key[None], end, WINDOW), P, 0.0)
@@ -155,16 +155,16 @@ def queries_kernel(q, k, v, out, grad, lse, dq, P_out, dS_out, tiles, SCALE: tl.
         dS = (dZ * (1 - tanh * tanh) * SCALE).to(keys.dtype)
         dQ = tl.dot(dS, keys, dQ)
         numbers = (tile - start) // TILE, (begin - start + n) // TILE
-        tl.store(tile_of(P_out, before, *numbers, head, K * G, TILE) + n % TILE + at, P.to(keys.dtype))
-        tl.store(tile_of(dS_out, before, *numbers, head, K * G, TILE) + n % TILE + at, dS)
-    put_rows(dq, dQ, query, end, head, K * G, D)
+        tl.store(tile_of(P_out, before, *numbers, head, H * G, TILE) + n % TILE + at, P.to(keys.dtype))
+        tl.store(tile_of(dS_out, before, *numbers, head, H * G, TILE) + n % TILE + at, dS)
+    put_rows(dq, dQ, query, end, head, H * G, D)
 
 
 @triton.jit
 def keys_kernel(pairs, x, out, tiles, SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr,
-                K: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+                H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
                 TILE: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr):  # fmt: skip
-    """out (N, K, D) = pairs^T x, summed over queries and their G heads: dV = P^T dO, dK = dS^T Q."""
+    """out (N, H, D) = pairs^T x, summed over queries and their G heads: dV = P^T dO, dK = dS^T Q."""
     start, end, before, tile, block = block_of_tile(tiles, TILE, OWN)
     key = tile + block + tl.arange(0, OWN)
     total = tl.zeros([OWN, D], tl.float32)
@@ -174,6 +174,6 @@ def keys_kernel(pairs, x, out, tiles, SCALE: tl.constexpr, CAP: tl.constexpr, WI
         for n in range(block, last - tile, OTHER):  # queries before its own block see none of it
             query = tile + n + tl.arange(0, OTHER)
             numbers = (tile - start + n) // TILE, (tile - start) // TILE
-            part = tile_of(pairs, before, *numbers, head, K * G, TILE) + n % TILE * TILE
-            total = tl.dot(tl.trans(tl.load(part + at)), rows_at(x, query, end, head, K * G, D), total)
-    put_rows(out, total, key, end, tl.program_id(1), K, D)
+            part = tile_of(pairs, before, *numbers, head, H * G, TILE) + n % TILE * TILE
+            total = tl.dot(tl.trans(tl.load(part + at)), rows_at(x, query, end, head, H * G, D), total)
+    put_rows(out, total, key, end, tl.program_id(1), H, D)

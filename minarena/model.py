@@ -28,7 +28,7 @@ class PreferenceModel(nn.Module):
         self.model = model
         self.score = score
         self.residual_dtype = residual_dtype
-        self.fast = None  # where fast.py's path is taken: how to cut micro-batches, and how to run one
+        self.fast = None  # a FastPath where it is taken (fast.py)
         self.accumulate = None  # step.accumulate_, or what adds the same gradients faster (graphs.py)
         self.recomputed = 0  # layers whose activations are computed again in the backward
 

@@ -96,14 +96,14 @@ def without_cudnn_attention():
 
 def batches(model: nn.Module, rows: Sequence[np.ndarray], token_budget: int) -> list[np.ndarray]:
     """Positions in `rows` of each micro-batch: packed ones on the fast path, padded ones elsewhere."""
-    cut, _ = getattr(model, "fast", None) or (micro_batches, None)
-    return cut([len(row) for row in rows], token_budget)
+    fast = getattr(model, "fast", None)
+    return (fast.cut if fast else micro_batches)([len(row) for row in rows], token_budget)
 
 
 def logits_of(model: nn.Module, rows: Sequence[np.ndarray], pad_id: int, dtype: torch.dtype) -> Tensor:
     """Logits (B, 2) of B rows of token ids, in fp32."""
     if getattr(model, "fast", None):
-        return model.fast[1](model, rows)
+        return model.fast.logits(model, rows)
     device = next(model.parameters()).device
     with autocast(device, dtype):
         return model(*collate(rows, pad_id, device))

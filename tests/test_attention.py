@@ -1,6 +1,6 @@
 """Attention over packed rows: the plain one. (The kernels of a GPU are compared with it in test_gpu.py.)
 
-out = plain(q, k, v, lengths, scale, softcap, window)    q (N, K, G, D), k and v (N, K, D)
+out = plain(q, k, v, lengths, scale, softcap, window)    q (N, H, G, D), k and v (N, H, D)
 
 Compared with: transformers' eager Gemma-2 attention, a row at a time, forward and gradients.
 """
@@ -11,19 +11,19 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from minarena.attention import plain
 
-K, G, D = 2, 3, 8  # heads of keys, heads of queries to each, head size
+H, G, D = 2, 3, 8  # heads of keys, heads of queries to each, head size
 LENGTHS = [40, 8, 24, 56]
 
 
 def drawn() -> list[torch.Tensor]:
     """q, k, v large enough for the cap to bite."""
     N = sum(LENGTHS)
-    shapes = (N, K, G, D), (N, K, D), (N, K, D)
+    shapes = (N, H, G, D), (N, H, D), (N, H, D)
     return [(3 * torch.randn(shape)).requires_grad_() for shape in shapes]
 
 
 def eager(q, k, v, scale, softcap, window) -> torch.Tensor:
-    """(N, K, G, D), each row by itself."""
+    """(N, H, G, D), each row by itself."""
     module = torch.nn.Module()
     module.num_key_value_groups = G
     outs, start = [], 0
@@ -34,7 +34,7 @@ def eager(q, k, v, scale, softcap, window) -> torch.Tensor:
         hidden = (distance < 0) | (distance >= (window or T))
         mask = torch.zeros(T, T).masked_fill(hidden, -torch.inf)
         out, _ = eager_attention_forward(module, *heads, mask, scaling=scale, softcap=softcap)
-        outs.append(out[0].view(T, K, G, D))
+        outs.append(out[0].view(T, H, G, D))
         start += T
     return torch.cat(outs)
 

@@ -66,7 +66,8 @@ def test_packed_micro_batches_are_alike_in_tokens():
     tokens = [int(sum(lengths[batch])) for batch in balanced(lengths, 8192)]
     assert len(tokens) == -(-sum(lengths) // 8192)
     assert max(tokens) - min(tokens) < 0.1 * max(tokens)
-    assert [sorted(batch) for batch in balanced([5, 4, 3, 3], 8)] == [[0, 3], [1, 2]]  # by hand
+    assert [sorted(batch) for batch in balanced([40, 32, 24, 24], 64)] == [[0, 3], [1, 2]]  # by hand
+    assert len(balanced([30, 30], 60)) == 2  # each is filled up to 32
     assert balanced([], 8) == []
 
 

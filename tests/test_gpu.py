@@ -208,14 +208,14 @@ def unwritten_is_nan():
 
 
 @pytest.mark.parametrize("window", [None, 100])
-@pytest.mark.parametrize("K, G, D", [(2, 2, 256), (1, 3, 64), (2, 1, 16)])
-def test_the_attention_kernels_are_as_near_to_fp32_as_bf16_allows(K, G, D, window, unwritten_is_nan):
+@pytest.mark.parametrize("H, G, D", [(2, 2, 256), (1, 3, 64), (2, 1, 16)])
+def test_the_attention_kernels_are_as_near_to_fp32_as_bf16_allows(H, G, D, window, unwritten_is_nan):
     """Rows shorter and longer than a tile, a tail, scores that the cap bends; each gradient by itself."""
     from minarena.kernels import CappedAttention  # Triton comes with PyTorch for GPUs only
 
     torch.manual_seed(0)
     packed = collate_packed([np.zeros(n) for n in (700, 130, 40, 257)], "cuda", 1536, 8)
-    shapes = (1536, K, G, D), (1536, K, D), (1536, K, D), (1536, K, G, D)
+    shapes = (1536, H, G, D), (1536, H, D), (1536, H, D), (1536, H, G, D)
     q, k, v, grad = (torch.randn(shape, device="cuda").bfloat16() for shape in shapes)
     settings = 3 / D**0.5, 5.0, window
     inputs = [x.clone().requires_grad_() for x in (q, k, v)]
@@ -261,6 +261,32 @@ def test_a_small_base_without_a_soft_cap_has_graphs(base, request):
     use_fast_path_(model)
     fit_layers_(model, 1024, 256)
     assert hasattr(model, "graphs") == ("llama" in request.node.name)
+
+
+@pytest.mark.parametrize("base", ["llama"], indirect=True)
+def test_a_recording_that_runs_out_of_memory_drops_all_graphs_and_training_goes_on(base, rows):
+    model, calls = on_gpu(base, AdapterConfig(r=6, alpha=9.0), torch.bfloat16), []
+
+    def logits(*arguments):
+        calls.append("one")
+        found = logits_of_packed(*arguments)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("full")
+        return found
+
+    def loss(count: int) -> float:
+        part, budget = (rows[0][:count], rows[1][:count]), {**BUDGET, "token_budget": 100_000}
+        return train_step(model, optimizer, *part, lr=0.0, dtype=torch.bfloat16, **budget)[0]
+
+    use_fast_path_(model)
+    use_graphs_(model, logits)
+    optimizer = make_optimizer(model, 0.0)
+    losses = [loss(4), loss(4), loss(20)]  # run, recorded; run
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        loss(20)
+    assert not model.graphs and torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert [loss(20), loss(20), loss(20)] == pytest.approx([losses[2]] * 3, abs=1e-3)
+    assert len(model.graphs) == 1 and all(model.graphs.values())
 
 
 @pytest.mark.parametrize("base", ["llama"], indirect=True)
