@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from minarena.lora import PROJECTIONS
-from minarena.packing import round_up
+from minarena.packing import FILL, round_up
 from minarena.step import real_tokens
 from minarena.tiny import tiny_config
 
@@ -105,9 +105,9 @@ def random_rows(rows: int, vocabulary: int, seed: int, max_length: int = 2200) -
 
 
 def fill(rows: list[np.ndarray], batches: list, packed: bool = False) -> float:
-    """Share of real tokens in `batches` (row numbers), padded to the longest row, or packed in steps of 8."""
+    """Share of real tokens in `batches` (row numbers), padded to the longest, or packed as fast.py does."""
     if packed:
-        slots = sum(round_up(len(rows[i]), 8) for batch in batches for i in batch)
+        slots = sum(round_up(len(rows[i]), FILL) for batch in batches for i in batch)
     else:
         slots = sum(len(batch) * max(len(rows[i]) for i in batch) for batch in batches)
     return round(real_tokens(rows[i] for batch in batches for i in batch) / slots, 3)

@@ -1,7 +1,7 @@
 """The fast path of one GPU: packed rows, int8 weights and LoRA in one product, two compiled regions a layer.
 
     before_attention   norm, q k v with LoRA, rotary positions            compiled
-    attend             flash attention, or with a soft-cap kernels.py     one kernel, two in the backward
+    attend             flash attention, or with a soft-cap kernels.py     one kernel, three in the backward
     after_attention    o, norms, the gated MLP, residuals, all with LoRA  compiled
 
 What it saves, in the order of what it is worth: padding (rows lie one after the other), eager attention,
@@ -102,10 +102,8 @@ def fit_layers_(model: nn.Module, tokens: int, longest: int) -> None:
     backbone, free = model.model, torch.cuda.mem_get_info()[0]
     config, tokens = backbone.config, max(tokens, longest)
     if model.fast:
-        model.recomputed = recomputed_layers(backbone, tokens, free)
-        capped = getattr(
-            config, "attn_logit_softcapping", None
-        )  # its kernels need memory by the rows' lengths
+        model.recomputed = recomputed_layers(backbone, tokens, longest, free)
+        capped = getattr(config, "attn_logit_softcapping", None)  # then no graphs: see there
         if config.hidden_size < SMALL and not capped and not model.recomputed:
             from minarena.graphs import use_graphs_  # a large base needs none of it
 
@@ -119,12 +117,19 @@ def fit_layers_(model: nn.Module, tokens: int, longest: int) -> None:
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def recomputed_layers(backbone: nn.Module, tokens: int, free: int) -> int:
-    """How many layers of the fast path must be computed again for `tokens` to fit into `free` bytes."""
+def recomputed_layers(backbone: nn.Module, tokens: int, longest: int, free: int) -> int:
+    """How many layers of the fast path must be computed again for `tokens` to fit into `free` bytes.
+
+    longest: tokens of the longest row.
+    """
     config, D = backbone.config, backbone.layers[0].self_attn.head_dim
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # q, output; k, v
     kept = 2 * tokens * (4 * config.hidden_size + heads * D + 2 * config.intermediate_size)  # bytes, in bf16
     passing = 2**30 + 2 * tokens * 10 * config.intermediate_size  # one layer's weights and gradients
+    if getattr(config, "attn_logit_softcapping", None):
+        passing += (
+            2 * config.num_attention_heads * tokens * longest
+        )  # P and dS, half of a square (kernels.py)
     missing = config.num_hidden_layers * kept - (0.95 * free - passing)
     return min(config.num_hidden_layers, max(0, math.ceil(missing / kept)))
 
@@ -233,7 +238,7 @@ def normed(norm: nn.Module, x: Tensor) -> Tensor:
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions (Su et al. 2021, https://arxiv.org/abs/2104.09864).
 
-    x (N, H, D), cos and sin (N, 1, D); returns (N, H, D).
+    x (N, heads, D), cos and sin (N, 1, D); returns (N, heads, D).
     """
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -5,6 +5,8 @@ launch as fast as a GPU runs them: without graphs a step of 190 ms kept an H100 
 (benchmarks/README.md). A graph has fixed shapes, so a micro-batch is filled up to a multiple of 512 tokens
 and 8 rows; each size runs as it is when it is first met (which compiles what has to be compiled), is
 recorded when it comes again, and is replayed from then on. Adds to the gradients what step.accumulate_ adds.
+Not for bases with a soft-cap: their backward needs memory by the lengths of rows (Packed.pairs), not by their
+sum. What it does not do: give memory back to an evaluation that runs out of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ TOKENS_MULTIPLE, ROWS_MULTIPLE = 512, 8
 
 def use_graphs_(model: nn.Module, logits_of: Callable) -> None:
     """Prepare a PreferenceModel in place; logits_of(model, packed rows): what the graphs record."""
+    assert not getattr(model.model.config, "attn_logit_softcapping", None), "see the top of this file"
     model.graphs, model.accumulate = {}, partial(accumulate_by_graph_, logits_of)
 
 
@@ -35,12 +38,6 @@ def accumulate_by_graph_(
     **_,
 ) -> Tensor:
     """step.accumulate_ with a graph: p_first and weights (rows,) on the CPU; returns the loss on the GPU."""
-    tokens, count = sum(round_up(len(row), FILL) for row in rows), round_up(len(rows), ROWS_MULTIPLE)
-    packed = collate_packed(rows, "cuda", round_up(tokens, TOKENS_MULTIPLE), count)
-    inputs = [value for value in vars(packed).values() if isinstance(value, Tensor)]
-    for value in (p_first, weights):  # rows that are not there weigh nothing
-        padded = torch.nn.functional.pad(value, (0, count - len(rows)))
-        inputs.append(padded.pin_memory().to("cuda", non_blocking=True))
 
     def run(inputs: list[Tensor]) -> Tensor:
         *packed, target, weight = inputs
@@ -49,31 +46,43 @@ def accumulate_by_graph_(
         loss.backward()
         return loss.detach()
 
-    size = len(packed.ids), count
     try:
+        inputs = inputs_of(rows, p_first, weights)
+        size = len(inputs[0]), len(inputs[-1])
         if size not in model.graphs:
             model.graphs[size] = None
             return run(inputs)
         if model.graphs[size] is None:
-            model.graphs[size] = record(
-                run, inputs, [known[0].pool() for known in model.graphs.values() if known]
-            )
+            pools = [known[0].pool() for known in model.graphs.values() if known]
+            model.graphs[size] = record(run, inputs, pools)
         graph, static, loss = model.graphs[size]
         for old, new in zip(static, inputs, strict=True):
             old.copy_(new)
     except RuntimeError as error:
-        model.graphs.clear()  # whatever comes next needs their memory
+        model.graphs.clear()  # what comes next needs their memory
         full = error.__context__  # a recording that is broken off has an error of its own
         raise full if isinstance(full, torch.OutOfMemoryError) else error from None
     graph.replay()
     return loss
 
 
-def record(
-    run: Callable, inputs: list[Tensor], pools: list
-) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-    """(the graph of run(inputs), its inputs, its loss). All graphs share a pool: one runs at a time."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pools[0] if pools else None):
-        loss = run(inputs)
+def inputs_of(rows: Sequence[np.ndarray], p_first: Tensor, weights: Tensor) -> list[Tensor]:
+    """The tensors of Packed, p_first and weights on the GPU; rows that are not there weigh nothing."""
+    tokens, count = sum(round_up(len(row), FILL) for row in rows), round_up(len(rows), ROWS_MULTIPLE)
+    packed = collate_packed(rows, "cuda", round_up(tokens, TOKENS_MULTIPLE), count)
+    inputs = [value for value in vars(packed).values() if isinstance(value, Tensor)]
+    for value in (p_first, weights):
+        padded = torch.nn.functional.pad(value, (0, count - len(rows)))
+        inputs.append(padded.pin_memory().to("cuda", non_blocking=True))
+    return inputs
+
+
+def record(run: Callable, inputs: list[Tensor], pools: list) -> tuple:
+    """(the CUDA graph of run(inputs), its inputs, its loss). All share a pool: one of them runs at a time."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, pool=pools[0] if pools else None):
+            loss = run(inputs)
+    finally:
+        torch.cuda.set_stream(stream)  # torch leaves its own current where a recording's end fails
     return graph, inputs, loss

@@ -18,7 +18,7 @@ from minarena.lora import LoRALinear
 def project(
     linears: Sequence[nn.Module], base: Int8Linear, x: Tensor, seed: Tensor | None
 ) -> Sequence[Tensor]:
-    """x (N, in) -> (N, out) of each of the projections of one input x; base: their weights as one matrix.
+    """x (N, in) -> one (N, out) for each of the projections of this input; base: their weights, one matrix.
 
     seed: a number of int32 for dropout's mask, on the device; None where nothing is dropped.
 
@@ -62,8 +62,8 @@ class JoinedProduct(torch.autograd.Function):
 
     x (N, in), u (N, R), CB (out, in) int8 and SCB (out,) of W, B (out, R); returns (N, width) for each of the
     widths, which sum to out. LoRA apart would be another product and another pass over the largest tensors of
-    a layer. The gradients of the parts are never put side by side: that would be one more pass, too. Kept for
-    the backward: int8, never W.
+    a layer. The gradients of the parts are never put side by side, which would be one more pass: each has its
+    own product, rounded before they are added. Kept for the backward: int8, never W.
     """
 
     @staticmethod

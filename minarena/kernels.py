@@ -28,7 +28,8 @@ from minarena.packing import TILE
 
 LOG2E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is that of 2
 # (queries or keys a program owns, of the other kind at a time, warps, stages): measured, benchmarks/README.md
-FORWARD, QUERIES, KEYS = (128, 32, 8, 3), (64, 64, 4, 2), (64, 32, 8, 4)  # KEYS' first: at most QUERIES'
+FORWARD, QUERIES, KEYS = (128, 32, 8, 3), (64, 64, 4, 2), (64, 32, 8, 4)
+assert KEYS[1] <= KEYS[0] <= QUERIES[0] <= TILE, "else keys_kernel reads what nobody wrote"
 
 
 class CappedAttention(torch.autograd.Function):
@@ -63,7 +64,7 @@ class CappedAttention(torch.autograd.Function):
 
 
 def launch(kernel, blocks: tuple[int, int, int, int], heads: int, settings: tuple, *tensors: Tensor) -> None:
-    """One program for each block of a tile and each head."""
+    """One program for each block of a tile and each head. Every kernel gets all settings, used or not."""
     own, other, warps, stages = blocks
     grid = (tensors[-1].size(0) * (TILE // own), heads)
     kernel[grid](*tensors, *settings, TILE, own, other, num_warps=warps, num_stages=stages)
@@ -104,9 +105,9 @@ def seen(query, key, end, WINDOW: tl.constexpr):
 
 
 @triton.jit
-def tile_of(pairs, before, query, key, head, HEADS: tl.constexpr, TILE: tl.constexpr):
-    """Where the TILE x TILE numbers begin of a head's tiles `query` and `key` of a row, counted from 0."""
-    return pairs + ((before + query * (query + 1) // 2 + key).to(tl.int64) * HEADS + head) * (TILE * TILE)
+def tile_of(weights, before, query, key, head, HEADS: tl.constexpr, TILE: tl.constexpr):
+    """Pointer to a head's TILE x TILE numbers for a row's tile `query` and its tile `key`, both from 0."""
+    return weights + ((before + query * (query + 1) // 2 + key).to(tl.int64) * HEADS + head) * (TILE * TILE)
 
 
 @triton.jit
@@ -144,7 +145,7 @@ def queries_kernel(q, k, v, out, grad, lse, dq, P_out, dS_out, tiles, SCALE: tl.
     normaliser = tl.load(lse + query * H * G + head, mask=query < end, other=0.0)
     dQ = tl.zeros([OWN, D], tl.float32)
     begin = start + tl.maximum(0, tile - WINDOW + 1 - start) // TILE * TILE if WINDOW else start
-    at = (block + tl.arange(0, OWN))[:, None] * TILE + tl.arange(0, OTHER)
+    at = (block + tl.arange(0, OWN))[:, None] * TILE + tl.arange(0, OTHER)  # (OWN, OTHER) in a tile
     for n in range(0, tl.where(first < end, tl.minimum(first + OWN, end) - begin, 0), OTHER):
         key = begin + n + tl.arange(0, OTHER)
         keys, values = rows_at(k, key, end, head // G, H, D), rows_at(v, key, end, head // G, H, D)
@@ -161,19 +162,19 @@ def queries_kernel(q, k, v, out, grad, lse, dq, P_out, dS_out, tiles, SCALE: tl.
 
 
 @triton.jit
-def keys_kernel(pairs, x, out, tiles, SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr,
+def keys_kernel(weights, x, out, tiles, SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr,
                 H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
                 TILE: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr):  # fmt: skip
-    """out (N, H, D) = pairs^T x, summed over queries and their G heads: dV = P^T dO, dK = dS^T Q."""
+    """out (N, H, D) = weights^T x, summed over queries and their G heads: dV = P^T dO, dK = dS^T Q."""
     start, end, before, tile, block = block_of_tile(tiles, TILE, OWN)
     key = tile + block + tl.arange(0, OWN)
     total = tl.zeros([OWN, D], tl.float32)
     last = tl.minimum(end, tile + TILE + WINDOW - 1) if WINDOW else end
-    at = tl.arange(0, OTHER)[:, None] * TILE + block + tl.arange(0, OWN)
+    at = tl.arange(0, OTHER)[:, None] * TILE + block + tl.arange(0, OWN)  # (OTHER, OWN) in a tile
     for head in range(tl.program_id(1) * G, (tl.program_id(1) + 1) * G):
         for n in range(block, last - tile, OTHER):  # queries before its own block see none of it
             query = tile + n + tl.arange(0, OTHER)
             numbers = (tile - start + n) // TILE, (tile - start) // TILE
-            part = tile_of(pairs, before, *numbers, head, H * G, TILE) + n % TILE * TILE
+            part = tile_of(weights, before, *numbers, head, H * G, TILE) + n % TILE * TILE
             total = tl.dot(tl.trans(tl.load(part + at)), rows_at(x, query, end, head, H * G, D), total)
     put_rows(out, total, key, end, tl.program_id(1), H, D)

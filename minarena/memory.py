@@ -8,6 +8,7 @@ again with half of it, and comes out the same up to rounding (with dropout on: o
 do: look ahead, or raise the budget again.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -45,6 +46,7 @@ def within_memory_(attempt: Callable, rows: Sequence, computing: dict, auto: boo
         # not inside of `except`: there the error still holds the tensors that filled the memory
         say(f"\n{full}: again, and from here on, with --token-budget {lower}")
         computing["token_budget"] = lower
+        gc.collect()  # an error and the frames that it holds can be a cycle
         torch.cuda.empty_cache()
 
 

@@ -23,7 +23,7 @@ def balanced(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
     """Positions in `lengths` (tokens a row), dealt to micro-batches of about equally many tokens.
 
     For packed rows: nothing is padded, so a micro-batch may hold rows of any lengths. As few micro-batches as
-    keep within the budget (a longer row is alone).
+    keep within the budget, counted as they are filled (a longer row is alone).
     """
     lengths = [round_up(length, FILL) for length in lengths]
     least = min(len(lengths), -(-int(sum(lengths)) // token_budget))
@@ -46,8 +46,8 @@ class Packed:
     positions: Tensor  # (N,) of a token in its row, from 0
     last: Tensor  # (B,) where each row's last real token is
     ends: Tensor  # (B + 2,) int32: 0 and the running sum of the rows' tokens; then N again
-    tiles: Tensor  # (tiles, 4) int32: start, end of a row; where a tile of TILE tokens begins; pairs before
-    pairs: int  # of tiles of a row, the second not after the first
+    tiles: Tensor  # (tiles, 4) int32: a row's start and end; where a tile of it begins; pairs of rows before
+    pairs: int  # of a tile of queries and one of keys, at it or before it in its row: room for P, dS
     lengths: list[int]  # tokens of each row; they sum to N
 
 

@@ -13,6 +13,7 @@ import contextlib
 import os
 import shlex
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -34,7 +35,8 @@ def in_company(command: Callable, arguments: tuple, rank: int, size: int) -> Non
     watcher = threading.Thread(target=watch, args=(before, ring, store.clone(), ending), daemon=True)
     watcher.start()
     if rank:
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for good)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good)
+        sys.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
     try:
         command(*arguments)
         ranks.barrier(ring)  # rank 0 may still be writing
@@ -61,11 +63,15 @@ def end(error: BaseException, ring, store, ending: threading.Lock) -> None:
         time.sleep(3)
     with ending:
         code = (error.code or 0) if isinstance(error, SystemExit) else None
-        if code in range(1, 128):  # a wrong option: of all ranks, or of one machine's
+        if code in range(128):  # --help or a wrong option: of all ranks, or of one machine's
             if rank := ranks.get_rank():
-                time.sleep(3)  # rank 0 is heard, and so it says this itself, if it has the same command
-            last_words(store, f"rank {rank} cannot do this: {shlex.join(sys.argv)}" if rank else "")
-        elif isinstance(code, int):  # --help, a signal: all ranks end with it
+                time.sleep(3)  # rank 0 says the same, if it has the same command, and is heard
+                sys.stderr.seek(0)
+                last_words(store, f"rank {rank}: {shlex.join(sys.argv)}\n{sys.stderr.read()}".rstrip())
+            else:
+                last_words(store, "")
+                time.sleep(3)  # a rank that begins later ends by itself, too
+        elif isinstance(code, int):  # a signal: all ranks end with it
             with contextlib.suppress(RuntimeError):  # rank 0 could not save, and has said so
                 ranks.barrier(ring)
         else:

@@ -206,7 +206,13 @@ def other_words(*words: str) -> None:
     sys.argv += words
 
 
-def slow_save() -> None:
-    """A checkpoint takes two seconds longer, in which others could end."""
+def stopped_slowly(number: int) -> None:
+    """SIGTERM comes in that step, and a checkpoint takes five seconds longer."""
+    in_step(number, signal.raise_signal, signal.SIGTERM)
+    slow_save(5)
+
+
+def slow_save(seconds: float = 2) -> None:
+    """A checkpoint takes that much longer, in which others could end."""
     real = checkpoint.save_checkpoint
-    checkpoint.save_checkpoint = lambda *words, **more: (time.sleep(2), real(*words, **more))
+    checkpoint.save_checkpoint = lambda *words, **more: (time.sleep(seconds), real(*words, **more))

@@ -186,7 +186,18 @@ def test_an_option_of_one_rank_that_does_not_exist_ends_all(words, tmp_path, ran
     ends = [1, 1]
     ends[rank] = 2
     said = train_ranks(2, words, tmp_path / "run", {rank: (children.other_words, "--bogus", "20")}, ends)
-    assert said[rank].count("--bogus") == 1 and "has gone" not in "".join(said)
+    assert said[rank].count("unknown option --bogus") == 1 and "has gone" not in "".join(said)
+
+
+def test_help_for_one_rank_ends_all(words, tmp_path):
+    said = train_ranks(2, words, tmp_path / "run", {1: (children.other_words, "--help", "20")}, [1, 0])
+    assert "--help 20" in said[1]
+
+
+def test_a_signal_waits_for_a_save_that_takes_long(words, tmp_path):
+    faults = dict.fromkeys((0, 1), (children.stopped_slowly, 3))
+    train_ranks(2, words, tmp_path / "run", faults, [143, 143])
+    assert [path.name for path in find_checkpoints(str(tmp_path / "run"))] == ["checkpoint-3"]
 
 
 def test_ranks_with_other_options_or_data_are_told_so(words, tmp_path):

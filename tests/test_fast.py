@@ -247,8 +247,10 @@ def test_where_it_cannot_be_taken_a_line_says_so_and_the_reference_is_used(tiny,
 
 def test_layers_are_recomputed_as_far_as_memory_asks(tiny):
     backbone = load_backbone(tiny, CPU, torch.float32)
-    counts = [recomputed_layers(backbone, 65536, free) for free in (2**30, 2**30 + 2**28, 2**31, 2**40)]
+    frees = (2**30, 2**30 + 2**28, 2**31, 2**40)
+    counts = [recomputed_layers(backbone, 65536, 128, free) for free in frees]
     assert counts[0] == 2 and counts[-1] == 0 and counts == sorted(counts, reverse=True)
+    assert [recomputed_layers(backbone, 65536, n, 2**34) for n in (128, 65536)] == [0, 2]  # P and dS
 
 
 def test_train_py_says_which_path_it_takes(tmp_path, capsys):

