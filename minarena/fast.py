@@ -127,9 +127,7 @@ def recomputed_layers(backbone: nn.Module, tokens: int, longest: int, free: int)
     kept = 2 * tokens * (4 * config.hidden_size + heads * D + 2 * config.intermediate_size)  # bytes, in bf16
     passing = 2**30 + 2 * tokens * 10 * config.intermediate_size  # one layer's weights and gradients
     if getattr(config, "attn_logit_softcapping", None):
-        passing += (
-            2 * config.num_attention_heads * tokens * longest
-        )  # P and dS, half of a square (kernels.py)
+        passing += 2 * config.num_attention_heads * tokens * longest  # P and dS (kernels.py), half a square
     missing = config.num_hidden_layers * kept - (0.95 * free - passing)
     return min(config.num_hidden_layers, max(0, math.ceil(missing / kept)))
 
