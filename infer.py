@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> dict:
         check(config)
     out = config.pseudo or config.out
     for path in filter(None, [out, config.probs]):
-        writable(path, world)
+        writable(path, [*config.data, *config.exclude], world)
     if out == config.probs:
         raise ValueError(f"--probs {out} is the other output's file, too: give another name")
     if config.distill:
@@ -153,12 +153,14 @@ def recorded(adapters: list[TrainedAdapter], name: str, default=None):
     return value
 
 
-def writable(path: str, world: World) -> None:
-    """Before anything slow: the ending must be known and the file one that can be written."""
+def writable(path: str, inputs: list[str], world: World) -> None:
+    """Before anything slow: the ending must be known and the file one that can be written, and not read."""
     if Path(path).suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path}: must end in .csv or .parquet")
     if Path(path).is_dir():
         raise ValueError(f"{path}: a folder has that name: give another")
+    if Path(path).resolve() in [Path(name).resolve() for name in inputs]:
+        raise ValueError(f"{path}: is read, and would be replaced: give another name")
     if world.rank:
         return
     aside = Path(f"{path}.unfinished")  # the name under which parts.py will write it

@@ -199,7 +199,7 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
         pairs, held_out = split(pairs, config.n_splits, config.fold)
     for table, name in ((pairs, "--data"), (held_out, "the held-out part")):
         if not len(table):
-            remedy = "see --n-splits, --fold and --limit, or --ties, or give --eval-data"
+            remedy = "see what was left out, --n-splits, --fold, --limit, --ties; or give --eval-data"
             raise ValueError(f"{name} has no rows: {remedy}")
         unknown = table["id"][table["label"].isna()]
         if len(unknown):

@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> dict:
     config = parse(ReportConfig, argv, __doc__)
     if not Path(config.out).resolve().parent.is_dir():
         raise ValueError(f"--out {config.out}: no such folder")
+    if Path(config.out).suffix not in (".html", ".htm"):  # and so none of the files that it reads
+        raise ValueError(f"--out {config.out}: must end in .html")
     more = [read_pairs(config.data).set_index("id")] if config.data else []
     runs = [read_run(folder, more) for folder in config.runs]
     done = [one for one in runs if one.rows is not None]

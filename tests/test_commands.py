@@ -252,6 +252,8 @@ def test_what_infer_cannot_do_is_refused_before_anything_is_loaded(demo, tmp_pat
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "train_config.json").write_text("{}")
+    rows = tmp_path / "rows.csv"
+    rows.write_text("not read before the refusal")
     for words, named in (
         (f"--adapter {tmp_path}/none", "none: no adapter_config.json there"),
         (f"--adapter {unfinished}", "its training is unfinished"),
@@ -261,6 +263,8 @@ def test_what_infer_cannot_do_is_refused_before_anything_is_loaded(demo, tmp_pat
             "p.csv: cannot be written: No such file or directory",
         ),
         (f"--adapter {runs}/ab --data {tmp_path}/none.csv --out {tmp_path}/s.csv", "none.csv: no such file"),
+        (f"--adapter {runs}/ab --data {rows} --out {rows}", "rows.csv: is read, and would be replaced"),
+        (f"--adapter {runs}/ab --data {rows} --probs {tmp_path}/./rows.csv", "rows.csv: is read"),
         (f"--adapter {runs}/ab --model some/base --out {tmp_path}/s.csv", "--data FILE is needed"),
     ):
         with pytest.raises(ValueError, match=named):
@@ -274,7 +278,7 @@ def test_rows_that_cannot_be_trained_on_are_refused_before_the_base_is_loaded(pa
     table.head(1).to_parquet(one)
     for words, named in (
         (f"--data {unlabelled} --n-splits 4", "no winner for id .*needs a column winner"),
-        (f"--data {one} --n-splits 4", "--data has no rows: see --n-splits, --fold and --limit"),
+        (f"--data {one} --n-splits 4", "--data has no rows: see what was left out, --n-splits"),
         (f"--data {pairs_file} --fold 999", "the held-out part has no rows"),
         (f"--data {pairs_file} --eval-data {one}", "--eval-data .*one.parquet: id 'demo-0' is in --data"),
     ):

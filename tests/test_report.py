@@ -382,6 +382,8 @@ def test_what_cannot_be_read_is_one_line_that_names_it(two, table, tmp_path, cap
         assert "\n" not in str(caught.value) and "Errno" not in str(caught.value)
     with pytest.raises(ValueError, match="no such folder"):
         report.main([str(two[0]), "--out", str(tmp_path / "no" / "r.html")])
+    with pytest.raises(ValueError, match=r"log.jsonl: must end in .html"):
+        report.main([str(two[0]), "--out", str(two[0] / "log.jsonl")])
     for words, named in (
         ([], "arguments are required: NAME"),
         (["x", "--prob", "y"], "did you mean --probs"),
