@@ -1,6 +1,6 @@
 """How fast files become token ids, where the time goes, and in how much memory.
 
-    python benchmarks/read_speed.py --data train.parquet --repeat 25 --tokenizer smollm2
+    python benchmarks/read_speed.py --data train.parquet --repeat 25 --tokenizer SmolLM2-135M
 
 Reads, repairs and tokenises the rows of --data, repeated, with ids of their own, to the size of interest.
 Each stage says rows/s, CPU seconds of this process (all threads; the pool's are not in it), and the most

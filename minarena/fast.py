@@ -6,7 +6,7 @@
 
 What it saves, in the order of what it is worth: padding (rows lie one after the other), eager attention,
 layers recomputed for want of memory (the compiler keeps the outputs of large products and computes the cheap
-rest again), a kernel for each small operation, LoRA's passes over the largest tensors, and with a small base
+rest again), a kernel for each small operation, LoRA's passes over the largest tensors, and with small bases
 the launches themselves (graphs.py). It is another way to the same numbers: the weights are transformers'
 modules in place, and its own layers (PreferenceModel.forward) are the reference that the tests compare with,
 logits and gradients. Gemma-2, Gemma-3, Llama and Qwen2 differ in three places of a layer, so that one page
