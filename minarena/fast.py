@@ -101,16 +101,16 @@ def fit_layers_(model: nn.Module, tokens: int, longest: int) -> None:
     """
     backbone, free = model.model, torch.cuda.mem_get_info()[0]
     config, tokens = backbone.config, max(tokens, longest)
+    softcap = getattr(config, "attn_logit_softcapping", None)
     if model.fast:
         model.recomputed = recomputed_layers(backbone, tokens, longest, free)
-        capped = getattr(config, "attn_logit_softcapping", None)  # then no graphs: see there
-        if config.hidden_size < SMALL and not capped and not model.recomputed:
-            from minarena.graphs import use_graphs_  # a large base needs none of it
+        if config.hidden_size < SMALL and not softcap and not model.recomputed:
+            from minarena.graphs import use_graphs_  # a large base needs none of it; why no soft-cap: there
 
             use_graphs_(model, logits_of_packed)
         return
     saved = 2 * (24 * config.hidden_size + 10 * config.intermediate_size)  # bytes a token that a layer keeps
-    if getattr(config, "attn_logit_softcapping", None):  # eager attention keeps (heads, T, T) several times
+    if softcap:  # eager attention keeps (heads, T, T) several times
         saved += 10 * config.num_attention_heads * longest
     if config.num_hidden_layers * tokens * saved >= 0.6 * free:
         model.recomputed = config.num_hidden_layers  # of the reference path: all, or none

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minarena.packing import FILL, Packed, collate_packed, round_up
+from minarena.packing import Packed, collate_packed, filled, round_up
 from minarena.step import preference_loss
 
 TOKENS_MULTIPLE, ROWS_MULTIPLE = 512, 8
@@ -53,8 +53,8 @@ def accumulate_by_graph_(
             model.graphs[size] = None
             return run(inputs)
         if model.graphs[size] is None:
-            pools = [known[0].pool() for known in model.graphs.values() if known]
-            model.graphs[size] = record(run, inputs, pools)
+            pool = next((known[0].pool() for known in model.graphs.values() if known), None)
+            model.graphs[size] = record(run, inputs, pool)
         graph, static, loss = model.graphs[size]
         for old, new in zip(static, inputs, strict=True):
             old.copy_(new)
@@ -68,7 +68,7 @@ def accumulate_by_graph_(
 
 def inputs_of(rows: Sequence[np.ndarray], p_first: Tensor, weights: Tensor) -> list[Tensor]:
     """The tensors of Packed, p_first and weights on the GPU; rows that are not there weigh nothing."""
-    tokens, count = sum(round_up(len(row), FILL) for row in rows), round_up(len(rows), ROWS_MULTIPLE)
+    tokens, count = sum(filled(len(row)) for row in rows), round_up(len(rows), ROWS_MULTIPLE)
     packed = collate_packed(rows, "cuda", round_up(tokens, TOKENS_MULTIPLE), count)
     inputs = [value for value in vars(packed).values() if isinstance(value, Tensor)]
     for value in (p_first, weights):
@@ -77,11 +77,11 @@ def inputs_of(rows: Sequence[np.ndarray], p_first: Tensor, weights: Tensor) -> l
     return inputs
 
 
-def record(run: Callable, inputs: list[Tensor], pools: list) -> tuple:
+def record(run: Callable, inputs: list[Tensor], pool: tuple | None) -> tuple:
     """(the CUDA graph of run(inputs), its inputs, its loss). All share a pool: one of them runs at a time."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        with torch.cuda.graph(graph, pool=pools[0] if pools else None):
+        with torch.cuda.graph(graph, pool=pool):
             loss = run(inputs)
     finally:
         torch.cuda.set_stream(stream)  # torch leaves its own current where a recording's end fails

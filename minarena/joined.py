@@ -76,6 +76,7 @@ class JoinedProduct(torch.autograd.Function):
     def backward(ctx, *grads):
         u, CB, SCB, B = ctx.saved_tensors
         parts = zip(CB.split(ctx.widths), SCB.split(ctx.widths), B.split(ctx.widths), strict=True)
+        # not sum(), whose 0 at the start is one more addition for the compiler to write
         both = reduce(torch.add, (grad @ joined(*part) for grad, part in zip(grads, parts, strict=True)))
         dx, du = both.split([CB.size(1), B.size(1)], dim=1)
         return dx, du, None, None, torch.cat([grad.T @ u for grad in grads]), None

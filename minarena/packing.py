@@ -15,7 +15,6 @@ from torch import Tensor
 
 from minarena.batching import deal
 
-FILL = 8  # a row's tokens are filled up to a multiple of it
 TILE = 128  # tokens of a tile, the unit in which kernels.py deals with rows
 
 
@@ -25,13 +24,18 @@ def balanced(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
     For packed rows: nothing is padded, so a micro-batch may hold rows of any lengths. As few micro-batches as
     keep within the budget, counted as they are filled (a longer row is alone).
     """
-    lengths = [round_up(length, FILL) for length in lengths]
+    lengths = [filled(length) for length in lengths]
     least = min(len(lengths), -(-int(sum(lengths)) // token_budget))
     for count in range(least, len(lengths) + 1):
         piles = deal(lengths, count)
         if all(len(pile) == 1 or sum(lengths[i] for i in pile) <= token_budget for pile in piles):
             break
     return [pile for pile in piles if len(pile)]
+
+
+def filled(tokens: int) -> int:
+    """What a packed row of so many tokens takes: collate_packed says why."""
+    return round_up(tokens, 8)
 
 
 def round_up(n: int, multiple: int) -> int:
@@ -62,7 +66,7 @@ def collate_packed(
     itself), so that micro-batches of other sizes have the same shapes. B is at least 2, for a batch of one
     would be a graph of its own.
     """
-    lengths = [round_up(len(row), FILL) for row in rows]
+    lengths = [filled(len(row)) for row in rows]
     lengths += [tokens - sum(lengths)] * (sum(lengths) < tokens)
     starts, count = np.cumsum([0, *lengths]), max(count, len(rows))
     ids, positions = np.zeros((2, starts[-1]), dtype=np.int64)

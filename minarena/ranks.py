@@ -36,7 +36,7 @@ def in_company(command: Callable, arguments: tuple, rank: int, size: int) -> Non
     watcher.start()
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good)
-        sys.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        sys.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (read when it ends by an option)
     try:
         command(*arguments)
         ranks.barrier(ring)  # rank 0 may still be writing
