@@ -20,10 +20,13 @@ import torch
 from torch import nn
 
 from minarena.batching import collate
-from minarena.checkpoint import RECORDED, commit
 from minarena.config import QuantizeConfig, parse, run, say
-from minarena.console import device_name, plain_bars
-from minarena.convert import (
+from minarena.dist import this_world, together
+from minarena.files.checkpoint import RECORDED, commit
+from minarena.int8 import Int8Linear
+from minarena.lora import PROJECTIONS, layer_number
+from minarena.model import PreferenceModel, load_backbone
+from minarena.quantization.stream import (
     Source,
     bytes_to_write,
     convert,
@@ -32,10 +35,7 @@ from minarena.convert import (
     open_source,
     set_aside,
 )
-from minarena.dist import this_world, together
-from minarena.int8 import Int8Linear
-from minarena.lora import PROJECTIONS, layer_number
-from minarena.model import PreferenceModel, load_backbone
+from minarena.runtime.console import device_name, plain_bars
 from minarena.text import encode, load_tokenizer, pad_id
 from minarena.tiny import base_folder, demo_pairs
 

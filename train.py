@@ -19,17 +19,17 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from minarena.adapter import AdapterConfig, attach_adapter_, load_adapter_, read_adapter
 from minarena.batching import deal, rows_of_step, steps_per_epoch
-from minarena.checkpoint import claim, finish, log_event, save_checkpoint
 from minarena.config import TrainConfig, parse, run, say
-from minarena.console import describe, describe_data, plain_bars, report
 from minarena.data import file_record, row_weights, split, swapped
 from minarena.dist import World, this_world, together
-from minarena.memory import predict_shares, within_memory_
+from minarena.files.adapter import AdapterConfig, attach_adapter_, load_adapter_, read_adapter
+from minarena.files.checkpoint import claim, finish, log_event, save_checkpoint
 from minarena.metrics import scores
 from minarena.model import DTYPES, default_dtype, load_base
-from minarena.signals import stop_requests
+from minarena.runtime.console import describe, describe_data, plain_bars, report
+from minarena.runtime.memory import predict_shares, within_memory_
+from minarena.runtime.signals import stop_requests
 from minarena.step import lr_at, make_optimizer, predict_first, real_tokens, train_step
 from minarena.text import encode, pad_id, repaired
 from minarena.tiny import DEMO_LR, demo_pairs
@@ -46,7 +46,11 @@ def main(argv: list[str] | None = None) -> dict:
     record = asdict(config) | {"data_files": files, "rows": len(pairs)}
     record |= {"device": device.type, "world_size": world.size}
     if config.resume:
-        from minarena.resume import compare, finished, restore_  # a new run needs none of it
+        from minarena.files.resume import (
+            compare,
+            finished,
+            restore_,  # a new run needs none of it
+        )
 
         begun = compare(config.out, record)
         if result := finished(config.out):
@@ -83,13 +87,13 @@ def main(argv: list[str] | None = None) -> dict:
     world.check_same(record | {"steps done": done})
     world.copy_first_(*(vector.data for group in optimizer.param_groups for vector in group["params"]))
     if device.type == "cuda":
-        from minarena.fast import fit_layers_
+        from minarena.fast.path import fit_layers_
 
         fit_layers_(model, budget, longest=max(map(len, rows)))
     describe(config, model, rows, steps, budget)
     log = partial(log_event, config.out)
     if config.log_to and world.rank == 0:
-        from minarena.track import also_to
+        from minarena.runtime.track import also_to
 
         log = also_to(config.log_to, log, config.out, asdict(config), done)
     parts = {"model": model, "optimizer": optimizer, "config": adapter, "base": config.model}
@@ -164,7 +168,7 @@ def resolve(config: TrainConfig, device: torch.device) -> None:
     config.out = config.out or f"runs/{config.order}"
     config.dtype = config.dtype or default_dtype(device, training=True)
     if config.model != "tiny":
-        from minarena.folders import check_folder  # the demo needs no check
+        from minarena.files.base import check_folder  # the demo needs no check
 
         check_folder(config.model)
     else:
@@ -185,7 +189,7 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not config.data:  # 2,400 rows are 150 steps
         pairs, held_out = demo_pairs(2400, config.seed), demo_pairs(600, config.seed, held_out=True)
         return pairs.head(config.limit or len(pairs)), held_out
-    from minarena.files import read_pairs  # the demo reads no file
+    from minarena.files.pairs import read_pairs  # the demo reads no file
 
     pairs = read_pairs(config.data, config.limit, config.ties, tqdm)
     if config.pseudo_weight != 1 and "pseudo" not in pairs:

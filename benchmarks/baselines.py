@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from minarena.config import run
-from minarena.files import read_pairs
+from minarena.files.pairs import read_pairs
 from minarena.metrics import scores, standard_error
 from minarena.text import repaired
 

@@ -25,10 +25,10 @@ import torch
 from benchmarks.random_base import print_result
 from infer import recorded
 from minarena.config import run, say
-from minarena.files import read_pairs
+from minarena.ensemble.predict import find_adapter, predict_pairs
+from minarena.files.pairs import read_pairs
 from minarena.metrics import scores, standard_error
 from minarena.model import DTYPES, default_dtype, load_base
-from minarena.predict import find_adapter, predict_pairs
 from minarena.text import repaired
 from minarena.tiny import demo_pairs
 

@@ -28,7 +28,7 @@ import pandas as pd
 
 from benchmarks.random_base import print_result
 from minarena.config import run, say
-from minarena.files import read_pairs
+from minarena.files.pairs import read_pairs
 from minarena.metrics import correct, cross_entropy, standard_error
 
 # group -> its arms in order: (name, script and options). {arm} is that arm's folder or file of the same seed,

@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks import random_base as base
-from minarena.adapter import make_head
 from minarena.batching import collate, micro_batches
+from minarena.files.adapter import make_head
 from minarena.lora import PROJECTIONS
 
 ROWS_A_STEP, MICRO_BATCHES = 16, 2  # the seed's: 8 on the device x 2 accumulated

@@ -31,7 +31,7 @@ from benchmarks.peft_peer import (
 from minarena.batching import rows_of_step, steps_per_epoch
 from minarena.config import run
 from minarena.data import swapped
-from minarena.files import read_pairs
+from minarena.files.pairs import read_pairs
 from minarena.metrics import scores
 from minarena.step import real_tokens
 
@@ -77,7 +77,11 @@ def measure_speed(options: argparse.Namespace, device: torch.device, dtype: torc
 
 def train(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict:
     """Train on --data the seed's way; accuracy and log loss on --eval-data in both orders and their mean."""
-    from minarena.text import encode, load_tokenizer, repaired  # here: --shape needs no ftfy
+    from minarena.text import (
+        encode,
+        load_tokenizer,
+        repaired,  # here: --shape needs no ftfy
+    )
 
     pairs, held_out = (
         repaired(read_pairs(paths, options.limit)) for paths in (options.data, [options.eval_data])

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.random_base import SHAPES, print_result, shape_config
+from minarena.files.shards import Layout, cut_into_shards, write_index, write_shard
 from minarena.lora import PROJECTIONS
-from minarena.shards import Layout, cut_into_shards, write_index, write_shard
 from minarena.text import load_tokenizer
 from minarena.tiny import byte_tokenizer
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from minarena.fast.packing import filled
 from minarena.lora import PROJECTIONS
-from minarena.packing import filled
 from minarena.step import real_tokens
 from minarena.tiny import tiny_config
 

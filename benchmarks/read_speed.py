@@ -27,7 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from minarena.data import TEXTS, swapped
-from minarena.files import read_pairs
+from minarena.files.pairs import read_pairs
 from minarena.text import encode, load_tokenizer, repaired
 
 

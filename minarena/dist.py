@@ -74,7 +74,7 @@ def together(command: Callable, *arguments) -> None:
     """command(*arguments), under torchrun in company (ranks.py)."""
     world = this_world()
     if world.size > 1:
-        from minarena.ranks import in_company  # one process needs none of it
+        from minarena.runtime.launch import in_company  # one process needs none of it
 
         in_company(command, arguments, world.rank, world.size)
     else:

@@ -116,7 +116,7 @@ def load_base(name: str, device: torch.device, dtype: torch.dtype, matmul: str, 
     check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
     model = PreferenceModel(backbone, nn.Identity(), residual_dtype(device, dtype))
     if fast and device.type == "cuda":
-        from minarena.fast import take_fast_path_
+        from minarena.fast.path import take_fast_path_
 
         take_fast_path_(model, dtype)
     return model, tokenizer

@@ -124,7 +124,7 @@ def encode(
 
 def middle_cut(tokenizer, texts: list[tuple], batch, room: int) -> list[list[int]]:
     """The ids of a batch of rows, those of more than `room` tokens cut in the middle of each part."""
-    from minarena.snip import cut_middle, spans
+    from minarena.truncation import cut_middle, spans
 
     def mark(tokens: int) -> list[int]:
         return tokenizer(f" (snip {tokens} tokens) ", add_special_tokens=False)["input_ids"]

@@ -142,7 +142,7 @@ def write_tiny(folder: str, seed: int = 0, **changes) -> str:
 def base_folder(name: str) -> Iterator[str]:
     """The folder to load for `--model name`: `tiny` is made in a temporary one, others are checked."""
     if name != "tiny":
-        from minarena.folders import local_folder  # the demo needs no check
+        from minarena.files.base import local_folder  # the demo needs no check
 
         yield local_folder(name)
         return

@@ -27,7 +27,9 @@ import transformers.models.gemma2.modeling_gemma2  # noqa: F401
 
 import infer  # noqa: F401
 import train  # noqa: F401
-from minarena import adapter, checkpoint, parts, predict, step
+from minarena import step
+from minarena.ensemble import parts, predict
+from minarena.files import adapter, checkpoint
 from minarena.model import PreferenceModel
 
 REPOSITORY = Path(__file__).parent.parent

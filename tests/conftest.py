@@ -25,8 +25,8 @@ from helpers import CPU, adapted, write_pairs
 from hypothesis import HealthCheck, settings
 
 import infer
-from minarena import predict
-from minarena.adapter import AdapterConfig, load_adapter_, save_adapter
+from minarena.ensemble import predict
+from minarena.files.adapter import AdapterConfig, load_adapter_, save_adapter
 from minarena.model import PreferenceModel, load_backbone
 from minarena.tiny import byte_tokenizer, demo_pairs, write_tiny
 

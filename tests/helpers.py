@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
-from minarena import predict
-from minarena.adapter import AdapterConfig, attach_adapter_
-from minarena.checkpoint import find_checkpoints
+from minarena.ensemble import predict
+from minarena.files.adapter import AdapterConfig, attach_adapter_
+from minarena.files.checkpoint import find_checkpoints
 from minarena.model import PreferenceModel, load_backbone
 from minarena.tiny import demo_pairs
 

@@ -22,7 +22,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from minarena.adapter import (
+from minarena.batching import collate
+from minarena.files.adapter import (
     AdapterConfig,
     adapter_tensors,
     attach_adapter_,
@@ -31,7 +32,6 @@ from minarena.adapter import (
     read_adapter,
     save_adapter,
 )
-from minarena.batching import collate
 from minarena.lora import PROJECTIONS
 from minarena.model import PreferenceModel, load_backbone
 

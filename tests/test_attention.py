@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
-from minarena.attention import plain
+from minarena.fast.attention import plain
 
 H, G, D = 2, 3, 8  # heads of keys, heads of queries to each, head size
 LENGTHS = [40, 8, 24, 56]

@@ -20,7 +20,7 @@ from conftest import REPOSITORY
 import infer
 import train
 from minarena import config
-from minarena.files import read_pairs
+from minarena.files.pairs import read_pairs
 from minarena.text import repaired
 
 

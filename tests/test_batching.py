@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minarena.batching import collate, micro_batches, rows_of_step, steps_per_epoch
-from minarena.packing import TILE, balanced, collate_packed
+from minarena.fast.packing import TILE, balanced, collate_packed
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 100])

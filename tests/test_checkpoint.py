@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 
 import train
-from minarena.checkpoint import find_checkpoints, save_checkpoint
-from minarena.resume import restore_
+from minarena.files.checkpoint import find_checkpoints, save_checkpoint
+from minarena.files.resume import restore_
 from minarena.step import make_optimizer, trainable
 
 

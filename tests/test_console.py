@@ -21,7 +21,7 @@ from tqdm import tqdm
 import quantize
 import train
 from minarena.config import TrainConfig, parse, run
-from minarena.console import by_language
+from minarena.runtime.console import by_language
 from minarena.tiny import demo_pairs
 
 

@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
-import minarena.convert
-from minarena.convert import bytes_to_write, convert, float_rows, open_source
+import minarena.quantization.stream
 from minarena.int8 import dequantize
 from minarena.model import load_backbone
+from minarena.quantization.stream import bytes_to_write, convert, float_rows, open_source
 from minarena.text import encode, load_tokenizer
 from minarena.tiny import demo_pairs
 
@@ -256,7 +256,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
     base = write_base(
         "llama", tmp_path / "base", hidden_size=512, intermediate_size=2048, num_hidden_layers=12
     )
-    source, samples, quantize = open_source(base), [], minarena.convert.quantize
+    source, samples, quantize = open_source(base), [], minarena.quantization.stream.quantize
     (tmp_path / "out").mkdir()
     start = anonymous_bytes()
     monkeypatch.setattr(minarena.convert, "CHUNK", 1 << 17)

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from minarena.data import file_record, split, swapped
-from minarena.files import read_pairs
+from minarena.files.pairs import read_pairs
 
 COLUMNS = ["id", "prompt", "response_a", "response_b", "winner"]
 ROWS = [

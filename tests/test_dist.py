@@ -27,9 +27,9 @@ from safetensors.torch import load_file
 import infer
 import train
 from minarena.batching import deal
-from minarena.checkpoint import find_checkpoints
 from minarena.dist import ALONE, World, this_world
-from minarena.memory import predict_shares
+from minarena.files.checkpoint import find_checkpoints
+from minarena.runtime.memory import predict_shares
 from minarena.step import seed_dropout
 
 

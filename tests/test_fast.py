@@ -18,15 +18,15 @@ from bases import FAMILIES, write_base
 from helpers import CPU, adapted
 
 import train
-from minarena import fast
-from minarena.adapter import AdapterConfig, attach_adapter_
 from minarena.batching import collate
-from minarena.fast import recomputed_layers, take_fast_path_, use_fast_path_, why_not
+from minarena.fast import path
+from minarena.fast.fused_linear import dropped, project
+from minarena.fast.packing import collate_packed
+from minarena.fast.path import recomputed_layers, take_fast_path_, use_fast_path_, why_not
+from minarena.files.adapter import AdapterConfig, attach_adapter_
 from minarena.int8 import Int8Linear
-from minarena.joined import dropped, project
 from minarena.lora import LoRALinear
 from minarena.model import PreferenceModel, load_backbone
-from minarena.packing import collate_packed
 from minarena.step import make_optimizer, predict_first, train_step
 
 ROWS = [np.random.default_rng(n).integers(4, 255, n, dtype=np.int32) for n in (37, 5, 64, 21, 40)]
@@ -40,10 +40,10 @@ WINDOW = dict(  # shorter than the rows; every other layer
 @pytest.fixture(autouse=True)
 def uncompiled(monkeypatch):
     """Regions as they are; the compiler's settings restored."""
-    monkeypatch.setattr(fast, "fused_region", lambda region: region)
-    for name in dir(fast.partitioner):
+    monkeypatch.setattr(path, "fused_region", lambda region: region)
+    for name in dir(path.partitioner):
         if name == "aggressive_recomputation" or name.startswith("ban_recompute"):
-            monkeypatch.setattr(fast.partitioner, name, getattr(fast.partitioner, name))
+            monkeypatch.setattr(path.partitioner, name, getattr(path.partitioner, name))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -89,8 +89,8 @@ def test_packed_equals_padded_equals_one_row_at_a_time(base, budget):
 def test_a_tail_that_fills_a_micro_batch_up_changes_nothing(base):
     model, _ = adapted(base)
     use_fast_path_(model)
-    wanted = fast.packed_logits(model.eval(), ROWS)
-    filled = fast.logits_of_packed(model, collate_packed(ROWS, tokens=512, count=8))
+    wanted = path.packed_logits(model.eval(), ROWS)
+    filled = path.logits_of_packed(model, collate_packed(ROWS, tokens=512, count=8))
     assert filled.shape == (8, 2)
     torch.testing.assert_close(filled[: len(ROWS)], wanted)
 
@@ -118,7 +118,7 @@ def test_one_graph_of_each_region_serves_all_layers_and_micro_batches(monkeypatc
     """Two for training and two for inference, whatever the sizes; a limit that is hit is an error here."""
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compile_ = functools.cache(lambda region: torch.compile(region, backend=counter))
-    monkeypatch.setattr(fast, "fused_region", compile_)
+    monkeypatch.setattr(path, "fused_region", compile_)
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     torch._dynamo.reset()
     kinds = ["sliding_attention", "full_attention"] * 6
@@ -172,13 +172,13 @@ def test_dropouts_hash_is_as_good_as_independent_coins():
 def test_dropout_is_drawn_anew_for_each_step_layer_and_product(tiny):
     model, _ = adapted(tiny, dropout=0.5)
     torch.manual_seed(1)
-    first, again = (torch.stack(fast.dropout_seeds(model.model, True)) for _ in range(2))
+    first, again = (torch.stack(path.dropout_seeds(model.model, True)) for _ in range(2))
     torch.manual_seed(1)
-    same = torch.stack(fast.dropout_seeds(model.model, True))
+    same = torch.stack(path.dropout_seeds(model.model, True))
     assert first.shape == (2, 4) and len({*first.flatten().tolist(), *again.flatten().tolist()}) == 16
     assert torch.equal(first, same)
-    assert fast.dropout_seeds(model.model, False) == [None, None]
-    assert fast.dropout_seeds(adapted(tiny, dropout=0.0)[0].model, True) == [None, None]
+    assert path.dropout_seeds(model.model, False) == [None, None]
+    assert path.dropout_seeds(adapted(tiny, dropout=0.0)[0].model, True) == [None, None]
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
@@ -188,9 +188,9 @@ def test_the_residual_stream_stays_bf16_whatever_dtype_the_norms_are_stored_in(s
     attach_adapter_(model, AdapterConfig(r=6))
     use_fast_path_(model)
     layer, hidden = backbone.layers[0], torch.randn(16, 56, dtype=torch.bfloat16)
-    q, k, v = fast.before_attention(layer, None, hidden, *torch.randn(2, 16, 1, 16).bfloat16())
+    q, k, v = path.before_attention(layer, None, hidden, *torch.randn(2, 16, 1, 16).bfloat16())
     assert (
-        q.dtype == k.dtype == v.dtype == fast.after_attention(layer, None, hidden, q).dtype == torch.bfloat16
+        q.dtype == k.dtype == v.dtype == path.after_attention(layer, None, hidden, q).dtype == torch.bfloat16
     )
 
 
@@ -199,9 +199,9 @@ def test_why_not_names_the_reason(tiny, monkeypatch):
     assert "GPU" in why_not(backbone, torch.bfloat16)
     monkeypatch.setattr(type(backbone), "device", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(fast, "find_spec", lambda name: None)
+    monkeypatch.setattr(path, "find_spec", lambda name: None)
     assert "Triton" in why_not(backbone, torch.bfloat16)
-    monkeypatch.setattr(fast, "find_spec", lambda name: name)
+    monkeypatch.setattr(path, "find_spec", lambda name: name)
     for capability, dtype, reason in (((7, 5), torch.bfloat16, "8.0"), ((9, 0), torch.float16, "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert reason in why_not(backbone, dtype)
@@ -230,7 +230,7 @@ def test_why_not_names_the_reason(tiny, monkeypatch):
     plain = load_backbone(tiny, CPU, torch.float32, quantize=False)
     monkeypatch.setattr(type(plain), "device", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(fast, "find_spec", lambda name: name)
+    monkeypatch.setattr(path, "find_spec", lambda name: name)
     assert "--matmul" in why_not(plain, torch.bfloat16)
 
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from test_sources import chosen_rows, jsonl
 from tqdm import tqdm
 
-from minarena import files
 from minarena.data import split
-from minarena.files import read_pairs
+from minarena.files import pairs
+from minarena.files.pairs import read_pairs
 from minarena.text import fix_texts, repaired
 from minarena.tiny import demo_pairs
 
@@ -94,12 +94,12 @@ def test_reading_in_small_pieces_changes_nothing(ending, tmp_path, monkeypatch):
         frame.to_parquet(path) if ending == ".parquet" else frame.to_csv(path, index=False)
     whole = read_pairs([str(path)])
     assert whole["prompt"].tolist() == [row["prompt"] for row in rows]
-    monkeypatch.setattr(files, "ROWS", 7)
+    monkeypatch.setattr(pairs, "ROWS", 7)
     pd.testing.assert_frame_equal(read_pairs([str(path)]), whole)
 
 
 def test_a_wrong_cell_in_a_later_piece_is_named_by_its_row_in_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "ROWS", 7)
+    monkeypatch.setattr(pairs, "ROWS", 7)
     row = {"prompt": "q", "response_a": "A", "response_b": "B", "winner": "model_a"}
     rows = [{"id": i, **row} for i in range(30)]
     del rows[23]["prompt"]
@@ -108,10 +108,10 @@ def test_a_wrong_cell_in_a_later_piece_is_named_by_its_row_in_the_file(tmp_path,
 
 
 def test_a_line_that_is_cut_in_a_later_piece_is_named_by_its_row_in_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "ROWS", 7)
+    monkeypatch.setattr(pairs, "ROWS", 7)
     (tmp_path / "x.csv").write_text("id,prompt,response_a,response_b\n" + "1,q,a,b\n" * 22 + "1,q\n")
     with pytest.raises(ValueError, match="row 23: 2 cells, the header has 4"):
-        list(files.read_frames(str(tmp_path / "x.csv")))
+        list(pairs.read_frames(str(tmp_path / "x.csv")))
 
 
 def test_the_bar_reaches_the_size_of_the_file(tmp_path):

@@ -15,7 +15,7 @@ from helpers import CPU, adapted, rows_of_all_lengths, write_pairs
 from safetensors.torch import load_file, save_file
 
 import infer
-from minarena.adapter import save_adapter
+from minarena.files.adapter import save_adapter
 from minarena.model import PreferenceModel, default_dtype, residual_dtype
 from minarena.step import predict_first
 from minarena.tiny import write_tiny

@@ -18,9 +18,9 @@ from bad_input import ARENA, CHOSEN, LMSYS, ROW, parquet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minarena import files
 from minarena.data import TEXTS
-from minarena.files import read_pairs
+from minarena.files import pairs
+from minarena.files.pairs import read_pairs
 
 SHORT = settings(max_examples=300, derandomize=True, deadline=None)
 SHORT = settings(SHORT, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -122,7 +122,7 @@ def damaged(content: bytes, edits: list) -> bytes:
 
 def check(path, content: bytes, rows_at_a_time: int, monkeypatch) -> None:
     path.write_bytes(content)
-    monkeypatch.setattr(files, "ROWS", rows_at_a_time)
+    monkeypatch.setattr(pairs, "ROWS", rows_at_a_time)
     try:
         table = read_pairs([str(path)], ties=[None, "half"][len(content) % 2])
     except ValueError as error:

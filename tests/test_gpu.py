@@ -12,17 +12,17 @@ import torch
 from bases import write_base
 from helpers import adapted
 
-from minarena.adapter import AdapterConfig, attach_adapter_
-from minarena.attention import plain
-from minarena.checkpoint import save_checkpoint
-from minarena.fast import compiled, fit_layers_, logits_of_packed, use_fast_path_, why_not
-from minarena.graphs import use_graphs_
+from minarena.fast.attention import plain
+from minarena.fast.cuda_graphs import use_graphs_
+from minarena.fast.fused_linear import project
+from minarena.fast.packing import collate_packed
+from minarena.fast.path import compiled, fit_layers_, logits_of_packed, use_fast_path_, why_not
+from minarena.files.adapter import AdapterConfig, attach_adapter_
+from minarena.files.checkpoint import save_checkpoint
+from minarena.files.resume import restore_
 from minarena.int8 import DequantizedProduct, Int8Linear
-from minarena.joined import project
 from minarena.lora import LoRALinear
 from minarena.model import PreferenceModel, load_backbone
-from minarena.packing import collate_packed
-from minarena.resume import restore_
 from minarena.step import make_optimizer, predict_first, train_step
 from minarena.text import encode
 from minarena.tiny import demo_pairs, write_tiny
@@ -212,7 +212,7 @@ def unwritten_is_nan():
 @pytest.mark.parametrize("H, G, D", [(2, 2, 256), (1, 3, 64), (2, 1, 16)])
 def test_the_attention_kernels_are_as_near_to_fp32_as_bf16_allows(H, G, D, window, unwritten_is_nan):
     """Rows shorter and longer than a tile, a tail, scores that the cap bends; each gradient by itself."""
-    from minarena.kernels import CappedAttention  # Triton comes with PyTorch for GPUs only
+    from minarena.fast.softcap_kernels import CappedAttention  # Triton comes with PyTorch for GPUs only
 
     torch.manual_seed(0)
     packed = collate_packed([np.zeros(n) for n in (700, 130, 40, 257)], "cuda", 1536, 8)

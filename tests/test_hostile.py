@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import hostile
-from minarena.files import read_pairs
+from minarena.files.pairs import read_pairs
 from minarena.text import encode, load_tokenizer, repaired
 from minarena.tiny import byte_tokenizer
 

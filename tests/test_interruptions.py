@@ -21,8 +21,8 @@ from helpers import adapted, assert_same_run, events
 from test_checkpoint import cut_after
 
 import train
-from minarena.checkpoint import find_checkpoints, save_checkpoint
-from minarena.resume import restore_
+from minarena.files.checkpoint import find_checkpoints, save_checkpoint
+from minarena.files.resume import restore_
 from minarena.step import make_optimizer, trainable
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import infer
 import train
 from minarena.batching import rows_of_step
-from minarena.checkpoint import find_checkpoints
+from minarena.files.checkpoint import find_checkpoints
 from minarena.model import PreferenceModel
 
 

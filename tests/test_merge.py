@@ -18,12 +18,12 @@ from bases import random_base, write_base
 from safetensors.torch import load_file, save_file
 from test_convert import by_transformers, tensors_of
 
-from minarena.adapter import AdapterConfig, attach_adapter_, save_adapter
-from minarena.convert import convert, float_rows, is_projection, open_source
+from minarena.files.adapter import AdapterConfig, attach_adapter_, save_adapter
 from minarena.int8 import dequantize
 from minarena.lora import PROJECTIONS, merged_weight
-from minarena.merge import read_merge
 from minarena.model import PreferenceModel
+from minarena.quantization.merge import read_merge
+from minarena.quantization.stream import convert, float_rows, is_projection, open_source
 
 VARIANTS = {
     "plain": {},

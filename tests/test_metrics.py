@@ -14,8 +14,9 @@ from scipy.stats import linregress, pearsonr
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
-from minarena import metrics, reliability
+from minarena import metrics
 from minarena.metrics import scores
+from minarena.report import reliability
 
 
 def drawn(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -25,8 +25,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from minarena.adapter import AdapterConfig, attach_adapter_
 from minarena.batching import collate
+from minarena.files.adapter import AdapterConfig, attach_adapter_
 from minarena.model import PreferenceModel, default_dtype, load_backbone, pool_last
 from minarena.step import trainable
 from minarena.tiny import base_folder

@@ -19,8 +19,8 @@ from helpers import CPU, TEXTS, adapted, counted, rows_of_all_lengths, write_pai
 
 import infer
 import train
-from minarena.adapter import AdapterConfig, load_adapter_
-from minarena.files import read_pairs
+from minarena.files.adapter import AdapterConfig, load_adapter_
+from minarena.files.pairs import read_pairs
 from minarena.model import PreferenceModel, load_backbone
 from minarena.step import train_step
 from minarena.text import encode

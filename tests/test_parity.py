@@ -24,8 +24,8 @@ from transformers import (
 )
 
 import train
-from minarena.adapter import make_head, save_adapter
 from minarena.batching import rows_of_step
+from minarena.files.adapter import make_head, save_adapter
 from minarena.tiny import demo_pairs
 
 STEPS, ROWS_A_STEP, MAX_LENGTH, SEED = 20, 8, 130, 11

@@ -20,8 +20,8 @@ import pytest
 from helpers import counted, label_file, rows_of_all_lengths, write_pairs
 
 import infer
-from minarena import checkpoint
-from minarena.parts import store_part, stored_part
+from minarena.ensemble.parts import store_part, stored_part
+from minarena.files import checkpoint
 
 
 def labelling(runs, tmp_path, out="pseudo.parquet") -> list[str]:

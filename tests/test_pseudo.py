@@ -19,10 +19,10 @@ from helpers import CPU, TEXTS, label_file, rows_of_all_lengths, write_pairs
 
 import infer
 import train
-from minarena import predict
-from minarena.files import read_pairs
+from minarena.ensemble import predict
+from minarena.ensemble.predict import find_adapter, predict_pairs
+from minarena.files.pairs import read_pairs
 from minarena.model import PreferenceModel, load_backbone
-from minarena.predict import find_adapter, predict_pairs
 from minarena.tiny import byte_tokenizer, demo_pairs
 
 # ---------------------------------------------------------------------------------------------- by id

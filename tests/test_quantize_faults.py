@@ -21,8 +21,8 @@ from bases import random_base, write_base
 from safetensors.torch import load_file, save_file
 from test_quantize import quantized
 
-import minarena.convert
-from minarena.convert import set_aside
+import minarena.quantization.stream
+from minarena.quantization.stream import set_aside
 from minarena.text import load_tokenizer
 
 

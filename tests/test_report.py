@@ -21,8 +21,9 @@ import pytest
 from helpers import write_pairs
 from sklearn.metrics import accuracy_score, log_loss
 
-from minarena import metrics, report
+from minarena import metrics
 from minarena.data import file_record
+from minarena.report import __main__ as report
 from minarena.tiny import demo_pairs
 
 EVIL = [

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from test_text import TOKENIZERS, ends, pairs, whole
 
 from minarena.data import swapped
-from minarena.snip import shares, spans
 from minarena.text import encode
 from minarena.tiny import byte_tokenizer
+from minarena.truncation import shares, spans
 
 MARK = re.compile(r" \(snip (\d+) tokens\) ")
 LENGTHS = st.lists(st.integers(0, 5000), min_size=3, max_size=3)

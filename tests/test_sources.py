@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minarena import files
 from minarena.data import split, swapped
-from minarena.files import read_pairs
+from minarena.files import pairs
+from minarena.files.pairs import read_pairs
 
 
 def user(text: str) -> dict:
@@ -222,7 +222,7 @@ def test_chosen_is_dealt_by_a_coin_balanced_and_the_same_however_much_is_read(tm
     first = label[:1000:2]  # the coin of each pair: fair, and no pattern (five standard errors of 500 throws)
     assert abs(first.mean() - 0.5) < 5 * 0.5 / 500**0.5
     assert abs((first[1:] == first[:-1]).mean() - 0.5) < 5 * 0.5 / 499**0.5
-    monkeypatch.setattr(files, "ROWS", 7)
+    monkeypatch.setattr(pairs, "ROWS", 7)
     pd.testing.assert_frame_equal(read_pairs([path]), table)
     pd.testing.assert_frame_equal(read_pairs([path], limit=300), table.head(300))
 
@@ -232,12 +232,12 @@ def test_chosen_is_dealt_by_a_coin_balanced_and_the_same_however_much_is_read(tm
 
 def test_pairs_of_probabilities_are_soft_labels_with_and_without_ids(tmp_path):
     texts = [{"prompt": f"q{i}", "response_a": "A", "response_b": "B"} for i in range(3)]
-    pairs = [[0.25, 0.75], [1.0, 0.0], [0.5, 0.5]]
+    soft = [[0.25, 0.75], [1.0, 0.0], [0.5, 0.5]]
     ours = [
-        {"id": f"x{i}", **row, "winner": pair} for i, (row, pair) in enumerate(zip(texts, pairs, strict=True))
+        {"id": f"x{i}", **row, "winner": pair} for i, (row, pair) in enumerate(zip(texts, soft, strict=True))
     ]
     theirs = [
-        {**row, "winner": str(np.array(pair))} for row, pair in zip(texts, pairs, strict=True)
+        {**row, "winner": str(np.array(pair))} for row, pair in zip(texts, soft, strict=True)
     ]  # "[0.25 0.75]"
     first = read_pairs([parquet(tmp_path / "ours.parquet", ours)], ties="drop")
     assert list(first["id"]) == ["x0", "x1", "x2"]

@@ -21,10 +21,10 @@ from torch.nn.functional import cross_entropy
 from transformers import TrainingArguments, get_linear_schedule_with_warmup
 
 import train
-from minarena.adapter import AdapterConfig, attach_adapter_, save_adapter
 from minarena.batching import micro_batches, rows_of_step
 from minarena.data import swapped
-from minarena.files import read_pairs
+from minarena.files.adapter import AdapterConfig, attach_adapter_, save_adapter
+from minarena.files.pairs import read_pairs
 from minarena.model import PreferenceModel
 from minarena.step import (
     lr_at,

@@ -26,8 +26,8 @@ from transformers import AutoTokenizer
 import infer
 import quantize
 import train
-from minarena.convert import open_source
 from minarena.model import load_backbone
+from minarena.quantization.stream import open_source
 from minarena.text import check_vocabulary, load_tokenizer
 from minarena.tiny import base_folder, write_tiny
 

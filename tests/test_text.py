@@ -19,7 +19,7 @@ from tokenizers import pre_tokenizers
 from transformers import GemmaTokenizer, Qwen2Tokenizer
 
 from minarena.data import swapped
-from minarena.files import read_pairs
+from minarena.files.pairs import read_pairs
 from minarena.text import encode, load_tokenizer, pad_id, repaired
 from minarena.tiny import byte_tokenizer, demo_pairs
 

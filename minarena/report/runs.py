@@ -17,9 +17,9 @@ from minarena import metrics
 from minarena.batching import steps_per_epoch
 from minarena.config import first_line
 from minarena.data import TEXTS, file_record
-from minarena.files import read_frames, read_pairs
-from minarena.folders import check_folder, read_record
-from minarena.resume import read_log
+from minarena.files.base import check_folder, read_record
+from minarena.files.pairs import read_frames, read_pairs
+from minarena.files.resume import read_log
 from minarena.text import encode, load_tokenizer, repaired
 from minarena.tiny import byte_tokenizer, demo_pairs
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minarena.packing import Packed, collate_packed, filled, round_up
+from minarena.fast.packing import Packed, collate_packed, filled, round_up
 from minarena.step import preference_loss
 
 TOKENS_MULTIPLE, ROWS_MULTIPLE = 512, 8

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minarena.packing import TILE
+from minarena.fast.packing import TILE
 
 LOG2E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is that of 2
 # (queries or keys a program owns, of the other kind at a time, warps, stages): measured, benchmarks/README.md

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from minarena.config import InferConfig, first_line, say
 from minarena.data import TEXTS, file_record
-from minarena.files import read_frames, read_pairs
-from minarena.folders import read_record
-from minarena.parts import write_whole
+from minarena.ensemble.parts import write_whole
+from minarena.files.base import read_record
+from minarena.files.pairs import read_frames, read_pairs
 
 
 def check(config: InferConfig) -> None:

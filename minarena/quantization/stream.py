@@ -20,12 +20,9 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from tqdm import tqdm
 
-from minarena.adapter import finite
 from minarena.config import first_line
-from minarena.int8 import dequantize, quantize
-from minarena.lora import PROJECTIONS, merged_weight
-from minarena.merge import Merge, Shapes, read_merge
-from minarena.shards import (
+from minarena.files.adapter import finite
+from minarena.files.shards import (
     DTYPES,
     FLOATS,
     Layout,
@@ -35,6 +32,9 @@ from minarena.shards import (
     write_index,
     write_shard,
 )
+from minarena.int8 import dequantize, quantize
+from minarena.lora import PROJECTIONS, merged_weight
+from minarena.quantization.merge import Merge, Shapes, read_merge
 from minarena.text import check_vocabulary, load_tokenizer, pad_id
 
 SHARD_BYTES = 2_000_000_000

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from minarena.adapter import load_adapter_
 from minarena.config import say
 from minarena.data import swapped
 from minarena.dist import ALONE, World
-from minarena.folders import read_record
-from minarena.memory import predict_shares
-from minarena.parts import PART, store_part, stored_part
+from minarena.ensemble.parts import PART, store_part, stored_part
+from minarena.files.adapter import load_adapter_
+from minarena.files.base import read_record
+from minarena.runtime.memory import predict_shares
 from minarena.step import predict_first
 from minarena.text import encode, pad_id
 

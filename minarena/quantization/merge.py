@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from minarena.adapter import KEEPS_BASE, read_peft
+from minarena.files.adapter import KEEPS_BASE, read_peft
 from minarena.lora import PROJECTIONS, layer_number
 
 Shapes = dict[str, tuple[int, ...]]  # name of a tensor -> its shape

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from minarena.checkpoint import ASIDE, put_in_place, write_text, writing
 from minarena.config import first_line, say
-from minarena.folders import read_record
+from minarena.files.base import read_record
+from minarena.files.checkpoint import ASIDE, put_in_place, write_text, writing
 
 PART = 10_000  # rows: some minutes of a 9B on one GPU, the most that an interruption costs
 

@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from minarena.adapter import AdapterConfig, save_adapter
 from minarena.config import first_line
 from minarena.data import file_record
+from minarena.files.adapter import AdapterConfig, save_adapter
 
 RECORDED = ("torch", "transformers", "bitsandbytes", "safetensors", "numpy", "pandas", "ftfy")
 KEPT = 2  # newest checkpoints; the older of the two is for the case that the newer is damaged

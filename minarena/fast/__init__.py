@@ -1,0 +1,13 @@
+"""The same numbers, faster: what a GPU runs instead of the reference path.
+
+    path.py               which bases and GPUs it serves; a decoder layer as two compiled regions
+    packing.py            rows one after the other, without padding
+    attention.py          causal attention over packed rows: the definition, and PyTorch's flash attention
+    fused_linear.py       int8 weights and LoRA as one product
+    softcap_kernels.py    soft-capped attention as three Triton kernels
+    recompute.py          layers that are computed again in the backward, where memory is short
+    cuda_graphs.py        micro-batches of a small base, recorded once and replayed
+
+Every file here has a slower twin in the method that gives the same numbers up to rounding. Imports the method
+and runtime, never files: nothing here knows what lies on a disk.
+"""

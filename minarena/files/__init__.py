@@ -1,0 +1,12 @@
+"""Disk, other people's files and ours: everything that is read or written.
+
+    pairs.py, layouts.py     data files -> the table of pairs
+    repair.py                mojibake and control characters in their texts
+    base.py, shards.py       a base's folder: checked, fetched, loaded; its safetensors files
+    adapter.py               LoRA and head in PEFT's format
+    durable.py               a file is whole under its name, or it is not there
+    checkpoint.py, resume.py what a run saves, and going on with it
+    run.py                   a run's folder: claim, log, checkpoints, result
+
+Imports the method and runtime, never fast: what is on a disk does not depend on how fast it is computed.
+"""
