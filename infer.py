@@ -16,17 +16,18 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from minarena.config import InferConfig, parse, run, say
-from minarena.data import file_record
-from minarena.dist import World, this_world, together
-from minarena.ensemble.parts import PART, open_parts, write_whole
+from minarena.config import InferConfig, parse
+from minarena.dist import World, this_world
+from minarena.ensemble.parts import PART, open_parts
 from minarena.ensemble.predict import TrainedAdapter, find_adapter, passes, predict_pairs
 from minarena.ensemble.pseudo_labels import check, distilled, unlabelled, write_labels
 from minarena.files.base import check_folder
+from minarena.files.durable import file_record, write_whole
 from minarena.files.pairs import read_pairs
 from minarena.metrics import scores
 from minarena.model import DTYPES, default_dtype, load_base
-from minarena.runtime.console import by_language, device_name, plain_bars, plus_minus
+from minarena.runtime.console import by_language, device_name, plain_bars, plus_minus, run, say
+from minarena.runtime.launch import together
 from minarena.text import repaired
 from minarena.tiny import demo_pairs
 

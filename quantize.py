@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from minarena.batching import collate
-from minarena.config import QuantizeConfig, parse, run, say
-from minarena.dist import this_world, together
-from minarena.files.checkpoint import RECORDED, commit
+from minarena.config import QuantizeConfig, parse
+from minarena.dist import this_world
+from minarena.files.durable import RECORDED, commit
 from minarena.int8 import Int8Linear
 from minarena.lora import PROJECTIONS, layer_number
 from minarena.model import PreferenceModel, load_backbone
@@ -35,7 +35,8 @@ from minarena.quantization.stream import (
     open_source,
     set_aside,
 )
-from minarena.runtime.console import device_name, plain_bars
+from minarena.runtime.console import device_name, plain_bars, run, say
+from minarena.runtime.launch import together
 from minarena.text import encode, load_tokenizer, pad_id
 from minarena.tiny import base_folder, demo_pairs
 

@@ -20,14 +20,16 @@ import torch
 from tqdm import tqdm
 
 from minarena.batching import deal, rows_of_step, steps_per_epoch
-from minarena.config import TrainConfig, parse, run, say
-from minarena.data import file_record, row_weights, split, swapped
-from minarena.dist import World, this_world, together
+from minarena.config import TrainConfig, parse
+from minarena.data import row_weights, split, swapped
+from minarena.dist import World, this_world
 from minarena.files.adapter import AdapterConfig, attach_adapter_, load_adapter_, read_adapter
 from minarena.files.checkpoint import claim, finish, log_event, save_checkpoint
+from minarena.files.durable import file_record
 from minarena.metrics import scores
 from minarena.model import DTYPES, default_dtype, load_base
-from minarena.runtime.console import describe, describe_data, plain_bars, report
+from minarena.runtime.console import describe, describe_data, plain_bars, report, run, say
+from minarena.runtime.launch import together
 from minarena.runtime.memory import predict_shares, within_memory_
 from minarena.runtime.signals import stop_requests
 from minarena.step import lr_at, make_optimizer, predict_first, real_tokens, train_step
@@ -46,11 +48,7 @@ def main(argv: list[str] | None = None) -> dict:
     record = asdict(config) | {"data_files": files, "rows": len(pairs)}
     record |= {"device": device.type, "world_size": world.size}
     if config.resume:
-        from minarena.files.resume import (
-            compare,
-            finished,
-            restore_,  # a new run needs none of it
-        )
+        from minarena.files.resume import compare, finished, restore_
 
         begun = compare(config.out, record)
         if result := finished(config.out):

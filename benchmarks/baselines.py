@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import pandas as pd
 
-from minarena.config import run
 from minarena.files.pairs import read_pairs
 from minarena.metrics import scores, standard_error
+from minarena.runtime.console import run
 from minarena.text import repaired
 
 

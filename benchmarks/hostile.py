@@ -24,11 +24,11 @@ import torch
 
 from benchmarks.random_base import print_result
 from infer import recorded
-from minarena.config import run, say
 from minarena.ensemble.predict import find_adapter, predict_pairs
 from minarena.files.pairs import read_pairs
 from minarena.metrics import scores, standard_error
 from minarena.model import DTYPES, default_dtype, load_base
+from minarena.runtime.console import run, say
 from minarena.text import repaired
 from minarena.tiny import demo_pairs
 

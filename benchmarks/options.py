@@ -27,9 +27,9 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.random_base import print_result
-from minarena.config import run, say
 from minarena.files.pairs import read_pairs
 from minarena.metrics import correct, cross_entropy, standard_error
+from minarena.runtime.console import run, say
 
 # group -> its arms in order: (name, script and options). {arm} is that arm's folder or file of the same seed,
 # {data} and {eval} the files given; a training arm has --eval-data {eval} unless it holds out a fold.

@@ -29,10 +29,10 @@ from benchmarks.peft_peer import (
     with_peft,
 )
 from minarena.batching import rows_of_step, steps_per_epoch
-from minarena.config import run
 from minarena.data import swapped
 from minarena.files.pairs import read_pairs
 from minarena.metrics import scores
+from minarena.runtime.console import run
 from minarena.step import real_tokens
 
 
@@ -77,11 +77,7 @@ def measure_speed(options: argparse.Namespace, device: torch.device, dtype: torc
 
 def train(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict:
     """Train on --data the seed's way; accuracy and log loss on --eval-data in both orders and their mean."""
-    from minarena.text import (
-        encode,
-        load_tokenizer,
-        repaired,  # here: --shape needs no ftfy
-    )
+    from minarena.text import encode, load_tokenizer, repaired
 
     pairs, held_out = (
         repaired(read_pairs(paths, options.limit)) for paths in (options.data, [options.eval_data])

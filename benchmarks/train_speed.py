@@ -21,11 +21,12 @@ import torch
 
 from benchmarks import random_base as base
 from minarena.batching import deal
-from minarena.dist import this_world, together
+from minarena.dist import this_world
 from minarena.fast.path import fit_layers_, take_fast_path_
 from minarena.files.adapter import AdapterConfig, attach_adapter_
 from minarena.int8 import use_dequantized_
 from minarena.model import DTYPES, PreferenceModel, default_dtype, residual_dtype
+from minarena.runtime.launch import together
 from minarena.step import batches, make_optimizer, real_tokens, seed_dropout, train_step, trainable
 
 SEED = 0xFACED

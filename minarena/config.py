@@ -10,7 +10,6 @@ import difflib
 import math
 import sys
 import typing
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
 from typing import Literal
@@ -228,35 +227,3 @@ def train_contradiction(config: TrainConfig, typed: dict) -> str:
     if config.eval_data and not config.data:
         return "--eval-data needs --data FILE: the demo pairs bring their own held-out part"
     return ""
-
-
-def say(*lines: str) -> None:
-    """What is meant for people goes to stderr: stdout's last line is the command's JSON object."""
-    print(*lines, sep="\n", file=sys.stderr)
-
-
-def first_line(error: Exception) -> str:
-    """What a library's error says first, or its kind where it says nothing; a terminal takes it as text."""
-    first, *more = (str(error).strip() or type(error).__name__).splitlines()
-    line = " ".join([first, *map(str.strip, more[: first.endswith(":")])])
-    return "".join(c if c.isprintable() else "?" for c in line)  # some quote the bytes of a damaged file
-
-
-def run(main: Callable, again: str = "nothing was written") -> None:
-    """Call a command's main; what a user can cause (ValueError, OSError, bad numbers) ends in one line.
-
-    again: what is said after Ctrl-C about going on.
-    """
-    name = sys.argv[0].rpartition("/")[2]
-    try:
-        return main()
-    except KeyboardInterrupt:
-        say(f"\n{name}: stopped; {again}")
-        end = 130
-    except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
-        full = type(error).__name__ == "OutOfMemoryError"  # torch's, by name: this file imports nothing
-        if isinstance(error, RuntimeError) and not full:
-            raise
-        end = f"{name}: {first_line(error) if full else error}"
-    # Out here the frames of the error are gone, and with them any open bar: it has ended its line.
-    raise SystemExit(end)

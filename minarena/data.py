@@ -8,9 +8,6 @@ Files become this table in files.py, which is imported when one is read: the dem
 not do: repair text (text.py), or know tokens.
 """
 
-import hashlib
-from pathlib import Path
-
 import pandas as pd
 
 TEXTS = ("prompt", "response_a", "response_b")
@@ -39,13 +36,3 @@ def row_weights(table: pd.DataFrame, pseudo_weight: float) -> list[float]:
     """Of each row in the loss: 1 where people judged, pseudo_weight where a model did."""
     pseudo = table["pseudo"] if "pseudo" in table else [False] * len(table)
     return [pseudo_weight if by_model else 1.0 for by_model in pseudo]
-
-
-def file_record(path: str) -> dict:
-    """What train_config.json keeps of a data file, so that another file under the same name is noticed."""
-    with open(path, "rb") as file:
-        return {
-            "file": str(path),
-            "bytes": Path(path).stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }

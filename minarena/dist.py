@@ -3,14 +3,12 @@
     world = this_world()         rank 0 of 1 without torchrun: nothing below then does or costs anything
     world.sum_(gradient, loss)   in place, over all ranks
     world.gather(7)              [7, 7]: what each rank has, on each rank
-    together(command)            command() in each process; when one fails all end, and it says why
 
 Tensors go over NCCL on GPUs and over gloo on CPUs, everything else over gloo. The only file that reads the
-environment (ranks.py leaves that to torch). What it does not do: start processes, or start them again.
+environment (runtime/launch.py leaves that to torch). What it does not do: start processes, or restart them.
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -68,14 +66,3 @@ ALONE = World()
 def this_world() -> World:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     return World(*(int(os.environ[name]) for name in names)) if "WORLD_SIZE" in os.environ else ALONE
-
-
-def together(command: Callable, *arguments) -> None:
-    """command(*arguments), under torchrun in company (ranks.py)."""
-    world = this_world()
-    if world.size > 1:
-        from minarena.runtime.launch import in_company  # one process needs none of it
-
-        in_company(command, arguments, world.rank, world.size)
-    else:
-        command(*arguments)

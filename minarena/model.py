@@ -8,8 +8,8 @@ and the products. What it does not do: generate, keep a cache, trust remote code
 import torch
 from torch import Tensor, nn
 
-from minarena.config import first_line
 from minarena.int8 import use_dequantized_
+from minarena.runtime.console import first_line
 from minarena.text import check_vocabulary, load_tokenizer
 from minarena.tiny import base_folder
 

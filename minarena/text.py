@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from minarena.config import first_line
 from minarena.data import TEXTS
+from minarena.runtime.console import first_line
 
 TEMPLATE = "<prompt>: {}\n\n<response_a>: {}\n\n<response_b>: {}"
 BATCH = 1024  # rows that are Python strings and lists at a time: a table is held in a few times its bytes

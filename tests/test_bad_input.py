@@ -19,8 +19,8 @@ from conftest import REPOSITORY
 
 import infer
 import train
-from minarena import config
 from minarena.files.pairs import read_pairs
+from minarena.runtime import console
 from minarena.text import repaired
 
 
@@ -32,7 +32,7 @@ def line_of(command, words: list[str], monkeypatch) -> str:
     """What the command says when it stops; anything but one line is an error here."""
     monkeypatch.setattr(sys, "argv", ["/somewhere/command.py"])
     with pytest.raises(SystemExit) as stopped:
-        config.run(lambda: command.main(words))
+        console.run(lambda: command.main(words))
     assert stopped.value.__context__ is None and str(stopped.value).count("\n") == 0
     return str(stopped.value)
 

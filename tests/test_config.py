@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from minarena.config import InferConfig, QuantizeConfig, TrainConfig, parse, run
+from minarena.config import InferConfig, QuantizeConfig, TrainConfig, parse
+from minarena.runtime.console import run
 
 # option: (default, words typed, value)
 TRAIN = {

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 import quantize
 import train
-from minarena.config import TrainConfig, parse, run
-from minarena.runtime.console import by_language
+from minarena.config import TrainConfig, parse
+from minarena.runtime.console import by_language, run
 from minarena.tiny import demo_pairs
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minarena.data import file_record, split, swapped
+from minarena.data import split, swapped
+from minarena.files.durable import file_record
 from minarena.files.pairs import read_pairs
 
 COLUMNS = ["id", "prompt", "response_a", "response_b", "winner"]

@@ -21,7 +21,7 @@ from helpers import counted, label_file, rows_of_all_lengths, write_pairs
 
 import infer
 from minarena.ensemble.parts import store_part, stored_part
-from minarena.files import checkpoint
+from minarena.files import durable
 
 
 def labelling(runs, tmp_path, out="pseudo.parquet") -> list[str]:
@@ -57,7 +57,7 @@ def test_a_crash_at_any_write_loses_only_the_part_at_work(runs, tmp_path, small_
     calls = counted(monkeypatch)
     crashes = 0
     for name in ("flush_to_disk", "replace"):
-        owner = checkpoint if name == "flush_to_disk" else os
+        owner = durable if name == "flush_to_disk" else os
         real = getattr(owner, name)
         for survived in range(0, 60, 3):
             left = [survived]

@@ -22,7 +22,7 @@ from helpers import write_pairs
 from sklearn.metrics import accuracy_score, log_loss
 
 from minarena import metrics
-from minarena.data import file_record
+from minarena.files.durable import file_record
 from minarena.report import __main__ as report
 from minarena.tiny import demo_pairs
 

@@ -3,10 +3,9 @@
     folder = open_parts("pseudo.parquet.parts", run)      run: all that decides the result
     p = stored_part(folder, "0-ab-00003", ids)            None if it must be computed; then
     store_part(folder, "0-ab-00003", ids, p)
-    write_whole(table, "pseudo.parquet")                  whole under its name, or not there at all
 
-A file is written under another name, flushed to disk and renamed: under its final name it is whole. A part
-holds the ids of its rows, and is not taken for other rows.
+Under its final name a part is whole (files/durable.py). A part holds the ids of its rows, and is not taken
+for other rows.
 """
 
 import json
@@ -15,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from minarena.config import first_line, say
-from minarena.files.base import read_record
-from minarena.files.checkpoint import ASIDE, put_in_place, write_text, writing
+from minarena.files.durable import read_record, write_text, write_whole
+from minarena.runtime.console import first_line, say
 
 PART = 10_000  # rows: some minutes of a 9B on one GPU, the most that an interruption costs
 
@@ -59,14 +57,3 @@ def stored_part(folder: Path | None, name: str, ids: pd.Series) -> np.ndarray | 
 def store_part(folder: Path | None, name: str, ids: pd.Series, p: np.ndarray) -> None:
     if folder:
         write_whole(pd.DataFrame({"id": ids.to_numpy(), "p": p}), str(folder / f"{name}.parquet"))
-
-
-def write_whole(table: pd.DataFrame, path: str) -> None:
-    """Write a table by its ending, .csv or .parquet; until it is on the disk, nothing has that name."""
-    aside = Path(f"{path}.{ASIDE}")
-    with writing(path, aside):
-        if path.endswith(".csv"):
-            table.to_csv(aside, index=False)
-        else:
-            table.to_parquet(aside, index=False, write_page_checksum=True)
-        put_in_place(aside, path)

@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from minarena.config import say
 from minarena.data import swapped
 from minarena.dist import ALONE, World
 from minarena.ensemble.parts import PART, store_part, stored_part
 from minarena.files.adapter import load_adapter_
-from minarena.files.base import read_record
+from minarena.files.durable import read_record
+from minarena.runtime.console import say
 from minarena.runtime.memory import predict_shares
 from minarena.step import predict_first
 from minarena.text import encode, pad_id

@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from minarena.config import InferConfig, first_line, say
-from minarena.data import TEXTS, file_record
-from minarena.ensemble.parts import write_whole
-from minarena.files.base import read_record
+from minarena.config import InferConfig
+from minarena.data import TEXTS
+from minarena.files.durable import file_record, read_record, write_whole
 from minarena.files.pairs import read_frames, read_pairs
+from minarena.runtime.console import first_line, say
 
 
 def check(config: InferConfig) -> None:

@@ -25,12 +25,12 @@ import torch._functorch.config as partitioner  # what the compiler keeps for the
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minarena.config import say
 from minarena.fast.attention import flash, plain
 from minarena.fast.fused_linear import base_of, joined_weights, project
 from minarena.fast.packing import Packed, balanced, collate_packed
 from minarena.int8 import Int8Linear
 from minarena.lora import PROJECTIONS, LoRALinear
+from minarena.runtime.console import say
 
 SMALL = 2048  # a base with fewer numbers a token (hidden_size) has kernels shorter than their launches
 FAMILIES = ("gemma2", "gemma3_text", "llama", "qwen2")
@@ -105,9 +105,7 @@ def fit_layers_(model: nn.Module, tokens: int, longest: int) -> None:
     if model.fast:
         model.recomputed = recomputed_layers(backbone, tokens, longest, free)
         if config.hidden_size < SMALL and not softcap and not model.recomputed:
-            from minarena.fast.cuda_graphs import (
-                use_graphs_,  # a large base needs none of it; why no soft-cap: there
-            )
+            from minarena.fast.cuda_graphs import use_graphs_
 
             use_graphs_(model, logits_of_packed)
         return

@@ -6,10 +6,10 @@ follows `../../x` in an index and in tokenizer_config.json, unpickles a `.bin` t
 to run a folder's code. What it does not do: verify hashes, or follow up a link that lies in the folder.
 """
 
-import json
 from pathlib import Path
 
-from minarena.config import first_line
+from minarena.files.durable import read_record
+from minarena.runtime.console import first_line
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # Files that name others, under which key, and what those must end in
@@ -47,18 +47,6 @@ def named(path: Path, key: str) -> list:
     found = read_record(path).get(key) if path.exists() else None
     found = [*found.values()] if isinstance(found, dict) else found
     return found if isinstance(found, list) else [found] * (found is not None)
-
-
-def read_record(path: Path) -> dict:
-    """A JSON object from a file; ValueError that names the file where there is none."""
-    try:
-        found = json.loads(path.read_text())
-        if isinstance(found, dict):
-            return found
-        reason = "no JSON object"
-    except (OSError, ValueError, RecursionError) as error:
-        reason = first_line(error)
-    raise ValueError(f"{path} is damaged: {reason}; restore it, or delete its folder")
 
 
 def local_folder(name: str) -> str:

@@ -12,25 +12,27 @@ import json
 import os
 import platform
 import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from minarena.config import first_line
-from minarena.data import file_record
 from minarena.files.adapter import AdapterConfig, save_adapter
+from minarena.files.durable import (
+    ASIDE,
+    RECORDED,
+    commit,
+    file_record,
+    flush_to_disk,
+    put_in_place,
+    write_text,
+    writing,
+)
 
-RECORDED = ("torch", "transformers", "bitsandbytes", "safetensors", "numpy", "pandas", "ftfy")
 KEPT = 2  # newest checkpoints; the older of the two is for the case that the newer is damaged
 FINISHED = "adapter_config.json"  # in a run's folder it tells that the run is finished: it is written last
-ASIDE = "unfinished"  # what is being written; a crash leaves it, and the next write clears it away
 
 
 def claim(out: str, options: dict) -> None:
@@ -52,16 +54,6 @@ def claim(out: str, options: dict) -> None:
         raise ValueError(f"--out {out}: cannot be written to: give another --out")
     record = options | {"versions": versions, "commit": commit()}
     write_text(json.dumps(record, indent=2) + "\n", folder / "train_config.json")
-
-
-def commit() -> str | None:
-    """The commit of this code, with a + where its tree is changed; None outside git."""
-    folder = str(Path(__file__).parent)
-    git = ["git", "-C", folder, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def log_event(out: str, event: str, step: int, **values) -> None:
@@ -115,44 +107,10 @@ def finish(out: str, table, model: nn.Module, config: AdapterConfig, base: str) 
         aside.rmdir()
 
 
-@contextmanager
-def writing(path: str | Path, aside: Path | None = None) -> Iterator[None]:
-    """What goes wrong in the block is an OSError that names `path`, and `aside`, the unfinished, is deleted.
-
-    The system names no file for a full disk, and safetensors' error is none that Python knows.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if aside:
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
-        safe = "what was whole before still is, and the same command goes on (train.py: with --resume)"
-        raise OSError(f"{path}: not written: {first_line(error)}; {safe}") from error
-
-
-def write_text(text: str, path: Path) -> None:
-    aside = path.with_name(f"{path.name}.{ASIDE}")
-    with writing(path, aside):
-        aside.write_text(text)
-        put_in_place(aside, path)
-
-
-def put_in_place(aside: str | Path, path: str | Path) -> None:
-    flush_to_disk(Path(aside))
-    os.replace(aside, path)
-    flush_to_disk(Path(path).resolve().parent)
-
-
 def flat(state: dict):
     """(name, value) of an optimiser's state; bitsandbytes nests its own, and takes it back flat."""
     for key, value in state.items():
         yield from value.items() if isinstance(value, dict) else [(key, value)]
-
-
-def flush_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
 
 
 def find_checkpoints(out: str) -> list[Path]:

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from minarena.config import first_line, say
 from minarena.data import TEXTS, swapped
 from minarena.files.layouts import from_chosen, layout, shown
+from minarena.runtime.console import first_line, say
 
 ROWS = 4096
 COIN_SEED = 0xFACED  # not --seed: every command must deal a file alike, or labels could not be joined by id

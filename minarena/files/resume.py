@@ -17,11 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from minarena.config import first_line, say
-from minarena.data import file_record
 from minarena.files.adapter import adapter_tensors, read_adapter
-from minarena.files.base import read_record
-from minarena.files.checkpoint import FINISHED, find_checkpoints, write_text
+from minarena.files.checkpoint import FINISHED, find_checkpoints
+from minarena.files.durable import file_record, read_record, write_text
+from minarena.runtime.console import first_line, say
 
 # What a resumed run may change: nothing of it decides the result.
 FREE = {"out", "resume", "swap", "eval_every", "save_every", "token_budget", "log_to", "versions", "commit"}

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from tqdm import tqdm
 
-from minarena.config import first_line
 from minarena.files.adapter import finite
 from minarena.files.shards import (
     DTYPES,
@@ -35,6 +34,7 @@ from minarena.files.shards import (
 from minarena.int8 import dequantize, quantize
 from minarena.lora import PROJECTIONS, merged_weight
 from minarena.quantization.merge import Merge, Shapes, read_merge
+from minarena.runtime.console import first_line
 from minarena.text import check_vocabulary, load_tokenizer, pad_id
 
 SHARD_BYTES = 2_000_000_000

@@ -20,13 +20,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from minarena import metrics
-from minarena.config import option, parse, run, say
+from minarena.config import option, parse
 from minarena.data import TEXTS
-from minarena.files.checkpoint import write_text
+from minarena.files.durable import write_text
 from minarena.files.pairs import read_pairs
 from minarena.report import reliability
 from minarena.report.page import COLOURS, FAINT, axes, details, forest, named, page, section, styled, table
 from minarena.report.runs import Run, about, judge_name, judges_of, read_run
+from minarena.runtime.console import run, say
 
 SHOWN = 20  # mistakes, and flips
 POINTS = 1000  # dots of one colour in a scatter plot: more are a blot, and megabytes

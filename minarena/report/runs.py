@@ -15,11 +15,12 @@ import pandas as pd
 
 from minarena import metrics
 from minarena.batching import steps_per_epoch
-from minarena.config import first_line
-from minarena.data import TEXTS, file_record
-from minarena.files.base import check_folder, read_record
+from minarena.data import TEXTS
+from minarena.files.base import check_folder
+from minarena.files.durable import file_record, read_record
 from minarena.files.pairs import read_frames, read_pairs
 from minarena.files.resume import read_log
+from minarena.runtime.console import first_line
 from minarena.text import encode, load_tokenizer, repaired
 from minarena.tiny import byte_tokenizer, demo_pairs
 

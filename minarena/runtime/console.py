@@ -6,13 +6,46 @@ line now and then instead. What it does not do: print results for programs, whic
 """
 
 import sys
+from collections.abc import Callable
 
 import pandas as pd
 import torch
 from torch import nn
 
-from minarena.config import TrainConfig, say
+from minarena.config import TrainConfig
 from minarena.step import real_tokens, trainable
+
+
+def say(*lines: str) -> None:
+    """What is meant for people goes to stderr: stdout's last line is the command's JSON object."""
+    print(*lines, sep="\n", file=sys.stderr)
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says first, or its kind where it says nothing; a terminal takes it as text."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    line = " ".join([first, *map(str.strip, more[: first.endswith(":")])])
+    return "".join(c if c.isprintable() else "?" for c in line)  # some quote the bytes of a damaged file
+
+
+def run(main: Callable, again: str = "nothing was written") -> None:
+    """Call a command's main; what a user can cause (ValueError, OSError, bad numbers) ends in one line.
+
+    again: what is said after Ctrl-C about going on.
+    """
+    name = sys.argv[0].rpartition("/")[2]
+    try:
+        return main()
+    except KeyboardInterrupt:
+        say(f"\n{name}: stopped; {again}")
+        end = 130
+    except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
+        full = isinstance(error, torch.OutOfMemoryError)
+        if isinstance(error, RuntimeError) and not full:
+            raise
+        end = f"{name}: {first_line(error) if full else error}"
+    # Out here the frames of the error are gone, and with them any open bar: it has ended its line.
+    raise SystemExit(end)
 
 
 def plain_bars() -> None:

@@ -1,6 +1,6 @@
 """How the processes of one run begin, and how they end: all of them, with one error.
 
-    in_company(command, arguments, rank, size)     command(*arguments) as one rank of several
+    together(command)      command() in each process; when one fails all end, and it says why
 
 torchrun ends the processes of its own machine when one of them fails, by a SIGTERM, which here means "save
 and stop", and after 30 s by force; of other machines it knows nothing; and a sum over ranks one of which is
@@ -22,6 +22,17 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as ranks
+
+from minarena.dist import this_world
+
+
+def together(command: Callable, *arguments) -> None:
+    """command(*arguments), under torchrun in company (ranks.py)."""
+    world = this_world()
+    if world.size > 1:
+        in_company(command, arguments, world.rank, world.size)
+    else:
+        command(*arguments)
 
 
 def in_company(command: Callable, arguments: tuple, rank: int, size: int) -> None:

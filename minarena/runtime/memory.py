@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 
 from minarena.batching import deal
-from minarena.config import say
 from minarena.dist import World
+from minarena.runtime.console import say
 from minarena.step import seed_dropout
 
 

@@ -10,7 +10,7 @@ run of the same name. What it does not do: replace log.jsonl, which alone is rea
 
 from collections.abc import Callable
 
-from minarena.config import first_line
+from minarena.runtime.console import first_line
 
 
 def also_to(library: str, log: Callable, out: str, options: dict, done: int) -> Callable:
