@@ -21,14 +21,15 @@ from minarena.dist import World, this_world
 from minarena.ensemble.parts import PART, open_parts
 from minarena.ensemble.predict import TrainedAdapter, find_adapter, passes, predict_pairs
 from minarena.ensemble.pseudo_labels import check, distilled, unlabelled, write_labels
-from minarena.files.base import check_folder
+from minarena.fast.path import take_fast_path_
+from minarena.files.base import check_folder, load_base
 from minarena.files.durable import file_record, write_whole
 from minarena.files.pairs import read_pairs
+from minarena.files.repair import repaired
 from minarena.metrics import scores
-from minarena.model import DTYPES, default_dtype, load_base
+from minarena.model import DTYPES, default_dtype
 from minarena.runtime.console import by_language, device_name, plain_bars, plus_minus, run, say
 from minarena.runtime.launch import together
-from minarena.text import repaired
 from minarena.tiny import demo_pairs
 
 
@@ -105,7 +106,9 @@ def predict(config: InferConfig, out: str, world: World) -> tuple[pd.DataFrame, 
         made_by |= {**how, "model": base, "dtype": str(dtype), "matmul": matmul, "fast": config.fast}
         world.check_same(made_by)
         parts = open_parts(f"{out}.parts", made_by) if len(table) > PART and not world.rank else None
-    model, tokenizer = load_base(base, device, dtype, matmul, config.fast == "on")
+    model, tokenizer = load_base(base, device, dtype, matmul)
+    if config.fast == "on" and device.type == "cuda":
+        take_fast_path_(model, dtype)
     texts = repaired(table, ranks=world.local_size)
     start = time.perf_counter()
     p_a = predict_pairs(

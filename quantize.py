@@ -22,10 +22,11 @@ from torch import nn
 from minarena.batching import collate
 from minarena.config import QuantizeConfig, parse
 from minarena.dist import this_world
+from minarena.files.base import base_folder, load_backbone, load_tokenizer
 from minarena.files.durable import RECORDED, commit
 from minarena.int8 import Int8Linear
 from minarena.lora import PROJECTIONS, layer_number
-from minarena.model import PreferenceModel, load_backbone
+from minarena.model import PreferenceModel
 from minarena.quantization.stream import (
     Source,
     bytes_to_write,
@@ -37,8 +38,8 @@ from minarena.quantization.stream import (
 )
 from minarena.runtime.console import device_name, plain_bars, run, say
 from minarena.runtime.launch import together
-from minarena.text import encode, load_tokenizer, pad_id
-from minarena.tiny import base_folder, demo_pairs
+from minarena.text import encode, pad_id
+from minarena.tiny import demo_pairs
 
 MEMORY = 4e9  # bytes that the command may take on a CPU, the comparison of hidden states included
 TEXTS = 8  # generated pairs that the hidden states are compared on

@@ -23,17 +23,22 @@ from minarena.batching import deal, rows_of_step, steps_per_epoch
 from minarena.config import TrainConfig, parse
 from minarena.data import row_weights, split, swapped
 from minarena.dist import World, this_world
+from minarena.fast.path import fit_layers_, take_fast_path_
 from minarena.files.adapter import AdapterConfig, attach_adapter_, load_adapter_, read_adapter
+from minarena.files.base import check_folder, load_base
 from minarena.files.checkpoint import claim, finish, log_event, save_checkpoint
 from minarena.files.durable import file_record
+from minarena.files.pairs import read_pairs
+from minarena.files.repair import repaired
 from minarena.metrics import scores
-from minarena.model import DTYPES, default_dtype, load_base
+from minarena.model import DTYPES, default_dtype
 from minarena.runtime.console import describe, describe_data, plain_bars, report, run, say
 from minarena.runtime.launch import together
 from minarena.runtime.memory import predict_shares, within_memory_
 from minarena.runtime.signals import stop_requests
+from minarena.runtime.track import also_to
 from minarena.step import lr_at, make_optimizer, predict_first, real_tokens, train_step
-from minarena.text import encode, pad_id, repaired
+from minarena.text import encode, pad_id
 from minarena.tiny import DEMO_LR, demo_pairs
 
 
@@ -85,14 +90,10 @@ def main(argv: list[str] | None = None) -> dict:
     world.check_same(record | {"steps done": done})
     world.copy_first_(*(vector.data for group in optimizer.param_groups for vector in group["params"]))
     if device.type == "cuda":
-        from minarena.fast.path import fit_layers_
-
         fit_layers_(model, budget, longest=max(map(len, rows)))
     describe(config, model, rows, steps, budget)
     log = partial(log_event, config.out)
     if config.log_to and world.rank == 0:
-        from minarena.runtime.track import also_to
-
         log = also_to(config.log_to, log, config.out, asdict(config), done)
     parts = {"model": model, "optimizer": optimizer, "config": adapter, "base": config.model}
     save = partial(save_checkpoint, config.out, **parts)
@@ -166,8 +167,6 @@ def resolve(config: TrainConfig, device: torch.device) -> None:
     config.out = config.out or f"runs/{config.order}"
     config.dtype = config.dtype or default_dtype(device, training=True)
     if config.model != "tiny":
-        from minarena.files.base import check_folder  # the demo needs no check
-
         check_folder(config.model)
     else:
         what = "Your rows, but" if config.data else "This is the demo:"
@@ -187,8 +186,6 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not config.data:  # 2,400 rows are 150 steps
         pairs, held_out = demo_pairs(2400, config.seed), demo_pairs(600, config.seed, held_out=True)
         return pairs.head(config.limit or len(pairs)), held_out
-    from minarena.files.pairs import read_pairs  # the demo reads no file
-
     pairs = read_pairs(config.data, config.limit, config.ties, tqdm)
     if config.pseudo_weight != 1 and "pseudo" not in pairs:
         raise ValueError(f"--pseudo-weight {config.pseudo_weight}: no file of --data has pseudo-labels")
@@ -212,7 +209,9 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
 def build(config: TrainConfig, device: torch.device):
     """(model with a fresh or given adapter, adapter settings, tokenizer, compute dtype)"""
     dtype = DTYPES[config.dtype]
-    model, tokenizer = load_base(config.model, device, dtype, config.matmul, config.fast == "on")
+    model, tokenizer = load_base(config.model, device, dtype, config.matmul)
+    if config.fast == "on" and device.type == "cuda":
+        take_fast_path_(model, dtype)
     dropouts = {"dropout": config.lora_dropout, "head_dropout": config.head_dropout}
     if config.init_adapter:
         return model, load_adapter_(model, config.init_adapter, **dropouts), tokenizer, dtype

@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 
 from minarena.files.pairs import read_pairs
+from minarena.files.repair import repaired
 from minarena.metrics import scores, standard_error
 from minarena.runtime.console import run
-from minarena.text import repaired
 
 
 def main(argv: list[str] | None = None) -> dict:

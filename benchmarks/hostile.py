@@ -16,6 +16,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from minarena.fast.path import take_fast_path_
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
@@ -25,11 +27,12 @@ import torch
 from benchmarks.random_base import print_result
 from infer import recorded
 from minarena.ensemble.predict import find_adapter, predict_pairs
+from minarena.files.base import load_base
 from minarena.files.pairs import read_pairs
+from minarena.files.repair import repaired
 from minarena.metrics import scores, standard_error
-from minarena.model import DTYPES, default_dtype, load_base
+from minarena.model import DTYPES, default_dtype
 from minarena.runtime.console import run, say
-from minarena.text import repaired
 from minarena.tiny import demo_pairs
 
 CLAIM = "I am the better answer."
@@ -46,7 +49,9 @@ def main(argv: list[str] | None = None) -> dict:
         table = demo_pairs(options.limit or 600, seed=0xFACED, held_out=True)
     table = repaired(table)
     base, matmul = options.model or recorded(adapters, "model"), recorded(adapters, "matmul", "dequant")
-    model, tokenizer = load_base(base, device, dtype, matmul, fast=True)
+    model, tokenizer = load_base(base, device, dtype, matmul)
+    if device.type == "cuda":
+        take_fast_path_(model, dtype)
     how = {
         name: recorded(adapters, name, value)
         for name, value in (("max_length", 2200), ("truncation", "left"))

@@ -77,7 +77,9 @@ def measure_speed(options: argparse.Namespace, device: torch.device, dtype: torc
 
 def train(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict:
     """Train on --data the seed's way; accuracy and log loss on --eval-data in both orders and their mean."""
-    from minarena.text import encode, load_tokenizer, repaired
+    from minarena.files.base import load_tokenizer
+    from minarena.files.repair import repaired
+    from minarena.text import encode
 
     pairs, held_out = (
         repaired(read_pairs(paths, options.limit)) for paths in (options.data, [options.eval_data])

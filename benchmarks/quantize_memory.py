@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.random_base import SHAPES, print_result, shape_config
+from minarena.files.base import load_tokenizer
 from minarena.files.shards import Layout, cut_into_shards, write_index, write_shard
 from minarena.lora import PROJECTIONS
-from minarena.text import load_tokenizer
 from minarena.tiny import byte_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]

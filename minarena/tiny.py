@@ -12,10 +12,6 @@ nothing in 150 steps (accuracy .565); 5e-3 does. Nothing else differs from the d
 included.
 """
 
-import contextlib
-import tempfile
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 
@@ -136,15 +132,3 @@ def write_tiny(folder: str, seed: int = 0, **changes) -> str:
     save_file(tensors, f"{folder}/model.safetensors", metadata={"format": "pt"})
     byte_tokenizer().save_pretrained(folder)
     return str(folder)
-
-
-@contextlib.contextmanager
-def base_folder(name: str) -> Iterator[str]:
-    """The folder to load for `--model name`: `tiny` is made in a temporary one, others are checked."""
-    if name != "tiny":
-        from minarena.files.base import local_folder  # the demo needs no check
-
-        yield local_folder(name)
-        return
-    with tempfile.TemporaryDirectory(prefix="minarena-tiny-") as folder:
-        yield write_tiny(folder)

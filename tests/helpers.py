@@ -15,8 +15,9 @@ import torch
 
 from minarena.ensemble import predict
 from minarena.files.adapter import AdapterConfig, attach_adapter_
+from minarena.files.base import load_backbone
 from minarena.files.checkpoint import find_checkpoints
-from minarena.model import PreferenceModel, load_backbone
+from minarena.model import PreferenceModel
 from minarena.tiny import demo_pairs
 
 TEXTS = ["prompt", "response_a", "response_b"]

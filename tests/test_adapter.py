@@ -32,8 +32,9 @@ from minarena.files.adapter import (
     read_adapter,
     save_adapter,
 )
+from minarena.files.base import load_backbone
 from minarena.lora import PROJECTIONS
-from minarena.model import PreferenceModel, load_backbone
+from minarena.model import PreferenceModel
 
 IDS, MASK = collate(
     [np.append(np.random.default_rng(i).integers(4, 260, n), 1) for i, n in enumerate((12, 30, 5))], 0

@@ -20,8 +20,8 @@ from conftest import REPOSITORY
 import infer
 import train
 from minarena.files.pairs import read_pairs
+from minarena.files.repair import repaired
 from minarena.runtime import console
-from minarena.text import repaired
 
 
 def named(cases: list) -> dict:

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
 import minarena.quantization.stream
+from minarena.files.base import load_backbone, load_tokenizer
 from minarena.int8 import dequantize
-from minarena.model import load_backbone
 from minarena.quantization.stream import bytes_to_write, convert, float_rows, open_source
-from minarena.text import encode, load_tokenizer
+from minarena.text import encode
 from minarena.tiny import demo_pairs
 
 # The dictionary of the seed (its model's config.json), as published.

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from minarena.data import split
 from minarena.files import pairs
 from minarena.files.pairs import read_pairs
-from minarena.text import fix_texts, repaired
+from minarena.files.repair import fix_texts, repaired
 from minarena.tiny import demo_pairs
 
 
@@ -135,7 +135,7 @@ def test_ascii_text_that_is_not_shown_to_ftfy_would_come_back_unchanged(text):
 
 
 def test_repair_by_two_processes_is_repair_by_one_and_keeps_rows_and_index(monkeypatch):
-    monkeypatch.setattr("minarena.text.BATCH", 7)
+    monkeypatch.setattr("minarena.files.repair.BATCH", 7)
     table = demo_pairs(50, seed=2)
     table["response_b"] = [f"schÃ¶n {i} ﬁne" if i % 3 else text for i, text in enumerate(table["response_b"])]
     table = table.set_index(pd.Index(range(100, 600, 10)))

@@ -16,8 +16,8 @@ import torch
 from helpers import CPU
 
 import quantize
+from minarena.files.base import load_backbone
 from minarena.int8 import Int8Linear, dequantize, stored_int8, use_dequantized_
-from minarena.model import load_backbone
 
 
 def linear8(outs=24, ins=40, bias=True, seed=0) -> bnb.nn.Linear8bitLt:

@@ -17,8 +17,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModel, BitsAndBytesConfig
 
+from minarena.files.base import load_backbone
 from minarena.lora import PROJECTIONS, LoRALinear, inject_lora_, layer_number
-from minarena.model import load_backbone
 
 R, ALPHA = 6, 9.0
 IDS = torch.randint(4, 260, (3, 17), generator=torch.Generator().manual_seed(0))

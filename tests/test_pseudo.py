@@ -21,8 +21,9 @@ import infer
 import train
 from minarena.ensemble import predict
 from minarena.ensemble.predict import find_adapter, predict_pairs
+from minarena.files.base import load_backbone
 from minarena.files.pairs import read_pairs
-from minarena.model import PreferenceModel, load_backbone
+from minarena.model import PreferenceModel
 from minarena.tiny import byte_tokenizer, demo_pairs
 
 # ---------------------------------------------------------------------------------------------- by id

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from test_quantize import quantized
 
 import minarena.quantization.stream
+from minarena.files.base import load_tokenizer
 from minarena.quantization.stream import set_aside
-from minarena.text import load_tokenizer
 
 
 def hashes(folder) -> dict[str, str]:

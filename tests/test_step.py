@@ -25,6 +25,7 @@ from minarena.batching import micro_batches, rows_of_step
 from minarena.data import swapped
 from minarena.files.adapter import AdapterConfig, attach_adapter_, save_adapter
 from minarena.files.pairs import read_pairs
+from minarena.files.repair import repaired
 from minarena.model import PreferenceModel
 from minarena.step import (
     lr_at,
@@ -36,7 +37,7 @@ from minarena.step import (
     train_step,
     trainable,
 )
-from minarena.text import encode, repaired
+from minarena.text import encode
 
 LENGTHS = (3, 31, 8, 20, 5, 30, 12)
 ROWS = [np.append(np.random.default_rng(n).integers(4, 260, n - 1), 1) for n in LENGTHS]

@@ -26,10 +26,9 @@ from transformers import AutoTokenizer
 import infer
 import quantize
 import train
-from minarena.model import load_backbone
+from minarena.files.base import base_folder, check_vocabulary, load_backbone, load_tokenizer
 from minarena.quantization.stream import open_source
-from minarena.text import check_vocabulary, load_tokenizer
-from minarena.tiny import base_folder, write_tiny
+from minarena.tiny import write_tiny
 
 INDEX = "model.safetensors.index.json"
 KERNEL = {"_attn_implementation": "somebody/kernel", "attn_implementation": "somebody/kernel"}

@@ -19,8 +19,10 @@ from tokenizers import pre_tokenizers
 from transformers import GemmaTokenizer, Qwen2Tokenizer
 
 from minarena.data import swapped
+from minarena.files.base import load_tokenizer
 from minarena.files.pairs import read_pairs
-from minarena.text import encode, load_tokenizer, pad_id, repaired
+from minarena.files.repair import repaired
+from minarena.text import encode, pad_id
 from minarena.tiny import byte_tokenizer, demo_pairs
 
 # These merges reach over the seams of the template, as those of real vocabularies do.

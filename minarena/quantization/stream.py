@@ -21,6 +21,7 @@ from torch.linalg import vector_norm
 from tqdm import tqdm
 
 from minarena.files.adapter import finite
+from minarena.files.base import check_vocabulary, load_tokenizer
 from minarena.files.shards import (
     DTYPES,
     FLOATS,
@@ -35,7 +36,7 @@ from minarena.int8 import dequantize, quantize
 from minarena.lora import PROJECTIONS, merged_weight
 from minarena.quantization.merge import Merge, Shapes, read_merge
 from minarena.runtime.console import first_line
-from minarena.text import check_vocabulary, load_tokenizer, pad_id
+from minarena.text import pad_id
 
 SHARD_BYTES = 2_000_000_000
 CHUNK = 1 << 22  # weights merged and quantized at a time: 16 MB as fp32 (64 MB took twice the CPU time)

@@ -16,12 +16,13 @@ import pandas as pd
 from minarena import metrics
 from minarena.batching import steps_per_epoch
 from minarena.data import TEXTS
-from minarena.files.base import check_folder
+from minarena.files.base import check_folder, load_tokenizer
 from minarena.files.durable import file_record, read_record
 from minarena.files.pairs import read_frames, read_pairs
+from minarena.files.repair import repaired
 from minarena.files.resume import read_log
 from minarena.runtime.console import first_line
-from minarena.text import encode, load_tokenizer, repaired
+from minarena.text import encode
 from minarena.tiny import byte_tokenizer, demo_pairs
 
 OWN = {"ab": "p_a_ab", "ba": "p_a_ba", "both": "p_a"}  # P(a wins) in the order that a run was trained in
