@@ -23,21 +23,23 @@ from minarena.batching import deal, rows_of_step, steps_per_epoch
 from minarena.config import TrainConfig, parse
 from minarena.data import row_weights, split, swapped
 from minarena.dist import World, this_world
-from minarena.fast.path import fit_layers_, take_fast_path_
-from minarena.files.adapter import AdapterConfig, attach_adapter_, load_adapter_, read_adapter
+from minarena.fast.path import take_fast_path_
+from minarena.fast.recompute import fit_layers_
+from minarena.files.adapter import load_adapter_, read_adapter
 from minarena.files.base import check_folder, load_base
 from minarena.files.checkpoint import claim, finish, log_event, save_checkpoint
 from minarena.files.durable import file_record
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
 from minarena.metrics import scores
-from minarena.model import DTYPES, default_dtype
+from minarena.model import DTYPES, AdapterConfig, attach_adapter_, default_dtype
+from minarena.optim import lr_at, make_optimizer
 from minarena.runtime.console import describe, describe_data, plain_bars, report, run, say
 from minarena.runtime.launch import together
 from minarena.runtime.memory import predict_shares, within_memory_
 from minarena.runtime.signals import stop_requests
 from minarena.runtime.track import also_to
-from minarena.step import lr_at, make_optimizer, predict_first, real_tokens, train_step
+from minarena.step import predict_first, real_tokens, train_step
 from minarena.text import encode, pad_id
 from minarena.tiny import DEMO_LR, demo_pairs
 

@@ -21,11 +21,10 @@ from torch import nn
 from transformers import AutoModel
 
 from benchmarks.random_base import SHAPES, print_result, shape_config
-from minarena.files.adapter import AdapterConfig, attach_adapter_
 from minarena.files.checkpoint import save_checkpoint
 from minarena.files.resume import restore_
-from minarena.model import PreferenceModel
-from minarena.step import trainable
+from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
+from minarena.optim import trainable
 
 
 def trained_part(shape: str) -> tuple[nn.Module, AdapterConfig, torch.optim.Optimizer]:

@@ -23,8 +23,7 @@ from benchmarks import random_base as base
 from benchmarks.train_speed import SEED, preference_model, write_profile
 from minarena.dist import this_world
 from minarena.fast.path import take_fast_path_
-from minarena.files.adapter import AdapterConfig, attach_adapter_
-from minarena.model import DTYPES, default_dtype
+from minarena.model import DTYPES, AdapterConfig, attach_adapter_, default_dtype
 from minarena.runtime.launch import together
 from minarena.runtime.memory import predict_shares
 from minarena.step import batches, predict_first, real_tokens

@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks import random_base as base
 from minarena.batching import collate, micro_batches
-from minarena.files.adapter import make_head
 from minarena.lora import PROJECTIONS
+from minarena.model import make_head
 
 ROWS_A_STEP, MICRO_BATCHES = 16, 2  # the seed's: 8 on the device x 2 accumulated
 

@@ -22,12 +22,20 @@ import torch
 from benchmarks import random_base as base
 from minarena.batching import deal
 from minarena.dist import this_world
-from minarena.fast.path import fit_layers_, take_fast_path_
-from minarena.files.adapter import AdapterConfig, attach_adapter_
+from minarena.fast.path import take_fast_path_
+from minarena.fast.recompute import fit_layers_
 from minarena.int8 import use_dequantized_
-from minarena.model import DTYPES, PreferenceModel, default_dtype, residual_dtype
+from minarena.model import (
+    DTYPES,
+    AdapterConfig,
+    PreferenceModel,
+    attach_adapter_,
+    default_dtype,
+    residual_dtype,
+)
+from minarena.optim import make_optimizer, trainable
 from minarena.runtime.launch import together
-from minarena.step import batches, make_optimizer, real_tokens, seed_dropout, train_step, trainable
+from minarena.step import batches, real_tokens, seed_dropout, train_step
 
 SEED = 0xFACED
 

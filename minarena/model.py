@@ -1,14 +1,35 @@
 """The model: a frozen 8-bit language model without its LM head, read at its last token by a small head.
 
+    model = PreferenceModel(backbone, nn.Identity())      backbone: files/base.py loads one
+    attach_adapter_(model, AdapterConfig(r=64), seed=0)   LoRA on its seven projections, and a fresh head
+    logits = model(input_ids, attention_mask)             (B, 2); index 0 = the answer shown first wins
+
 transformers supplies the backbone (Gemma-2 with soft-capped attention and sliding window, Gemma-3 text,
-Llama, Qwen2) and bitsandbytes its int8 weights, on a GPU and on a CPU alike. Ours are the pooling, the dtypes
-and the products. What it does not do: generate, keep a cache, trust remote code, or read pickled weights.
+Llama, Qwen2) and bitsandbytes its int8 weights, on a GPU and on a CPU alike. Ours are LoRA, the head, the
+pooling and the dtypes. What it does not do: generate, keep a cache, or know a file.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from minarena.lora import inject_lora_
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # by their names in options
+
+
+@dataclass
+class AdapterConfig:
+    """What must be known to build an adapter: LoRA's settings and the head's."""
+
+    r: int = 64
+    alpha: float = 4.0
+    dropout: float = 0.0
+    freeze_layers: int = 0
+    head: str = "mlp"
+    head_dropout: float = 0.0
+    labels: int = 2
 
 
 class PreferenceModel(nn.Module):
@@ -55,6 +76,36 @@ def pool_last(hidden: Tensor, mask: Tensor) -> Tensor:
     T = mask.size(1)
     last = (mask * torch.arange(1, T + 1, device=mask.device)).argmax(dim=1)  # (B,)
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def make_head(kind: str, hidden: int, dropout: float, labels: int = 2) -> nn.Module:
+    """(rows, hidden) -> (rows, labels). mlp: the seed's, dropout before GELU too; linear: transformers'."""
+    if kind == "linear":
+        return nn.Linear(hidden, labels, bias=False)
+    return nn.Sequential(
+        nn.Dropout(dropout),
+        nn.Linear(hidden, hidden // 2),
+        nn.Dropout(dropout),
+        nn.GELU(),
+        nn.Linear(hidden // 2, labels),
+    )
+
+
+def attach_adapter_(model: nn.Module, config: AdapterConfig, seed: int = 0) -> None:
+    """Give `model` (a PreferenceModel) fresh LoRA matrices and a fresh fp32 head, in place, from `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    model.model.requires_grad_(False)  # also what LoRA does not wrap: embeddings and norms
+    inject_lora_(model.model, config.r, config.alpha, config.dropout, config.freeze_layers, generator)
+    embeddings = model.model.get_input_embeddings().weight
+    with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the CPU's generator; leave that as it was
+        torch.default_generator.manual_seed(seed)
+        head = make_head(config.head, embeddings.shape[1], config.head_dropout, config.labels)
+    model.score = head.to(embeddings.device)
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> parameter of everything that is trained."""
+    return {name: p.data for name, p in model.named_parameters() if p.requires_grad}
 
 
 def default_dtype(device: torch.device, training: bool) -> str:

@@ -5,7 +5,6 @@ cross-entropy between the label and the two logits. It does not depend on how th
 micro-batches.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -17,57 +16,6 @@ from tqdm import tqdm
 
 from minarena.batching import collate, micro_batches
 from minarena.dist import ALONE, World
-
-
-def lr_at(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
-    """Learning rate of optimiser step `step` (from 0) of `steps`: linear from 0 to `peak`, then linear to 0.
-
-    The same numbers as transformers' get_linear_schedule_with_warmup, the seed's: with a warm-up, the very
-    first step has lr 0.
-    """
-    warmup = math.ceil(steps * warmup_ratio)
-    if step < warmup:
-        return peak * step / warmup
-    return peak * (steps - step) / max(1, steps - warmup)
-
-
-def trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
-
-
-def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters, betas 0.9 / 0.999, eps 1e-8; vectors (biases) are not decayed.
-
-    Its lr is set at each step. On a GPU with 8-bit state (Dettmers et al. 2021,
-    https://arxiv.org/abs/2110.02861): 2 bytes a parameter, not 8. On a CPU torch's fused AdamW, which was 28
-    times faster there than bitsandbytes' (and fp32 state is affordable).
-    """
-    parameters = trainable(model)
-    matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
-    groups = [{"params": [flat_(matrices)], "weight_decay": weight_decay}]
-    if vectors:
-        groups.append({"params": [flat_(vectors)], "weight_decay": 0.0})
-    if parameters[0].is_cuda:
-        import bitsandbytes as bnb
-
-        return bnb.optim.AdamW8bit(groups, lr=0.0, weight_decay=weight_decay)  # its own default decay is 0.01
-    return torch.optim.AdamW(groups, lr=0.0, fused=True)
-
-
-def flat_(parameters: list[nn.Parameter]) -> nn.Parameter:
-    """One vector of which the given parameters, and their gradients, become parts, in place.
-
-    The optimiser, the norm and the zeroing then take a launch each and not one for each of 588 matrices.
-    optimizer.zero_grad(set_to_none=False) keeps the tie; a model.zero_grad() would cut it.
-    """
-    flat = nn.Parameter(torch.cat([p.data.flatten() for p in parameters]))
-    flat.grad = torch.zeros_like(flat)
-    start = 0
-    for p in parameters:
-        part = slice(start, start + p.numel())
-        p.data, p.grad = flat.data[part].view_as(p), flat.grad[part].view_as(p)
-        start += p.numel()
-    return flat
 
 
 def preference_loss(logits: Tensor, p_first: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -27,9 +27,9 @@ import transformers.models.gemma2.modeling_gemma2  # noqa: F401
 
 import infer  # noqa: F401
 import train  # noqa: F401
-from minarena import step
+from minarena import model, step
 from minarena.ensemble import parts, predict
-from minarena.files import adapter, checkpoint
+from minarena.files import checkpoint
 from minarena.model import PreferenceModel
 
 REPOSITORY = Path(__file__).parent.parent
@@ -200,8 +200,8 @@ def little_memory(tokens: int) -> None:
 
 def other_start() -> None:
     """LoRA and head start from another seed."""
-    real = adapter.attach_adapter_
-    adapter.attach_adapter_ = lambda model, config, seed=0: real(model, config, seed + 1)
+    real = model.attach_adapter_
+    model.attach_adapter_ = lambda model, config, seed=0: real(model, config, seed + 1)
 
 
 def other_words(*words: str) -> None:

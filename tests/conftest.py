@@ -26,9 +26,9 @@ from hypothesis import HealthCheck, settings
 
 import infer
 from minarena.ensemble import predict
-from minarena.files.adapter import AdapterConfig, load_adapter_, save_adapter
+from minarena.files.adapter import load_adapter_, save_adapter
 from minarena.files.base import load_backbone
-from minarena.model import PreferenceModel
+from minarena.model import AdapterConfig, PreferenceModel
 from minarena.tiny import byte_tokenizer, demo_pairs, write_tiny
 
 REPOSITORY = Path(__file__).parent.parent

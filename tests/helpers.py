@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from minarena.ensemble import predict
-from minarena.files.adapter import AdapterConfig, attach_adapter_
 from minarena.files.base import load_backbone
 from minarena.files.checkpoint import find_checkpoints
-from minarena.model import PreferenceModel
+from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
 from minarena.tiny import demo_pairs
 
 TEXTS = ["prompt", "response_a", "response_b"]

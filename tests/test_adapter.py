@@ -23,18 +23,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from minarena.batching import collate
-from minarena.files.adapter import (
-    AdapterConfig,
-    adapter_tensors,
-    attach_adapter_,
-    load_adapter_,
-    make_head,
-    read_adapter,
-    save_adapter,
-)
+from minarena.files.adapter import load_adapter_, read_adapter, save_adapter
 from minarena.files.base import load_backbone
 from minarena.lora import PROJECTIONS
-from minarena.model import PreferenceModel
+from minarena.model import AdapterConfig, PreferenceModel, adapter_tensors, attach_adapter_, make_head
 
 IDS, MASK = collate(
     [np.append(np.random.default_rng(i).integers(4, 260, n), 1) for i, n in enumerate((12, 30, 5))], 0
@@ -100,8 +92,9 @@ def test_a_reload_in_a_new_process_gives_the_same_bits(tiny, tmp_path):
         torch.save((IDS, MASK, logits_of(model)), tmp_path / head / "expected.pt")
     program = f"""
 import torch
-from minarena.adapter import load_adapter_
-from minarena.model import PreferenceModel, load_backbone
+from minarena.files.adapter import load_adapter_
+from minarena.files.base import load_backbone
+from minarena.model import PreferenceModel
 torch.manual_seed(1234)
 model = PreferenceModel(load_backbone({tiny!r}, torch.device("cpu"), torch.float32), torch.nn.Identity())
 for head in ("mlp", "linear"):

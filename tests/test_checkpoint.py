@@ -21,7 +21,7 @@ from sklearn.metrics import log_loss
 import train
 from minarena.files.checkpoint import find_checkpoints, save_checkpoint
 from minarena.files.resume import restore_
-from minarena.step import make_optimizer, trainable
+from minarena.optim import make_optimizer, trainable
 
 
 class CutOff(BaseException):

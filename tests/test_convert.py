@@ -75,7 +75,9 @@ def logits(folder: str) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_bytes_are_those_that_transformers_writes(family, dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(minarena.convert, "CHUNK", 1300)  # several pieces a matrix, the last one shorter
+    monkeypatch.setattr(
+        minarena.quantization.stream, "CHUNK", 1300
+    )  # several pieces a matrix, the last one shorter
     base = write_base(family, tmp_path / "base", dtype)
     ours = tensors_of(converted(base, tmp_path / "ours"))
     theirs = tensors_of(by_transformers(base, tmp_path / "theirs", labels=2))
@@ -90,7 +92,7 @@ def test_the_bytes_are_those_that_transformers_writes(family, dtype, tmp_path, m
 
 @pytest.mark.gpu
 def test_the_bytes_of_a_gpu_are_those_that_transformers_writes_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(minarena.convert, "CHUNK", 1300)
+    monkeypatch.setattr(minarena.quantization.stream, "CHUNK", 1300)
     base = write_base("gemma2", tmp_path / "base", torch.bfloat16)
     (tmp_path / "ours").mkdir()
     convert(open_source(base), tmp_path / "ours", device="cuda")
@@ -204,7 +206,7 @@ def test_shards_in_and_out_have_an_index_and_change_nothing(tmp_path, monkeypatc
     random_base("gemma2").save_pretrained(tmp_path / "cut", max_shard_size="100KB")
     load_tokenizer(base).save_pretrained(tmp_path / "cut")
     assert len(list((tmp_path / "cut").glob("*.safetensors"))) > 2
-    monkeypatch.setattr(minarena.convert, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(minarena.quantization.stream, "SHARD_BYTES", 30_000)
     source = open_source(str(tmp_path / "cut"))
     (tmp_path / "many").mkdir()
     convert(source, tmp_path / "many")
@@ -229,7 +231,7 @@ def test_shards_in_and_out_have_an_index_and_change_nothing(tmp_path, monkeypatc
 
 
 def test_the_reported_error_is_that_of_the_written_matrix(tmp_path, monkeypatch):
-    monkeypatch.setattr(minarena.convert, "CHUNK", 1300)
+    monkeypatch.setattr(minarena.quantization.stream, "CHUNK", 1300)
     base = write_base("llama", tmp_path / "base")
     source, into = open_source(base), tmp_path / "out"
     into.mkdir()
@@ -259,9 +261,9 @@ def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch):
     source, samples, quantize = open_source(base), [], minarena.quantization.stream.quantize
     (tmp_path / "out").mkdir()
     start = anonymous_bytes()
-    monkeypatch.setattr(minarena.convert, "CHUNK", 1 << 17)
+    monkeypatch.setattr(minarena.quantization.stream, "CHUNK", 1 << 17)
     monkeypatch.setattr(
-        minarena.convert, "quantize", lambda W: samples.append(anonymous_bytes()) or quantize(W)
+        minarena.quantization.stream, "quantize", lambda W: samples.append(anonymous_bytes()) or quantize(W)
     )
     convert(source, tmp_path / "out")
     assert bytes_to_write(source) > 38e6

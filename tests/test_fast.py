@@ -22,13 +22,14 @@ from minarena.batching import collate
 from minarena.fast import path
 from minarena.fast.fused_linear import dropped, project
 from minarena.fast.packing import collate_packed
-from minarena.fast.path import recomputed_layers, take_fast_path_, use_fast_path_, why_not
-from minarena.files.adapter import AdapterConfig, attach_adapter_
+from minarena.fast.path import take_fast_path_, use_fast_path_, why_not
+from minarena.fast.recompute import recomputed_layers
 from minarena.files.base import load_backbone
 from minarena.int8 import Int8Linear
 from minarena.lora import LoRALinear
-from minarena.model import PreferenceModel
-from minarena.step import make_optimizer, predict_first, train_step
+from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
+from minarena.optim import make_optimizer
+from minarena.step import predict_first, train_step
 
 ROWS = [np.random.default_rng(n).integers(4, 255, n, dtype=np.int32) for n in (37, 5, 64, 21, 40)]
 LABELS = np.array([1.0, 0.0, 0.5, 1.0, 0.0])

@@ -16,15 +16,16 @@ from minarena.fast.attention import plain
 from minarena.fast.cuda_graphs import use_graphs_
 from minarena.fast.fused_linear import project
 from minarena.fast.packing import collate_packed
-from minarena.fast.path import compiled, fit_layers_, logits_of_packed, use_fast_path_, why_not
-from minarena.files.adapter import AdapterConfig, attach_adapter_
+from minarena.fast.path import compiled, logits_of_packed, use_fast_path_, why_not
+from minarena.fast.recompute import fit_layers_
 from minarena.files.base import load_backbone
 from minarena.files.checkpoint import save_checkpoint
 from minarena.files.resume import restore_
 from minarena.int8 import DequantizedProduct, Int8Linear
 from minarena.lora import LoRALinear
-from minarena.model import PreferenceModel
-from minarena.step import make_optimizer, predict_first, train_step
+from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
+from minarena.optim import make_optimizer
+from minarena.step import predict_first, train_step
 from minarena.text import encode
 from minarena.tiny import demo_pairs, write_tiny
 

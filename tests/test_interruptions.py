@@ -23,7 +23,7 @@ from test_checkpoint import cut_after
 import train
 from minarena.files.checkpoint import find_checkpoints, save_checkpoint
 from minarena.files.resume import restore_
-from minarena.step import make_optimizer, trainable
+from minarena.optim import make_optimizer, trainable
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from bases import random_base, write_base
 from safetensors.torch import load_file, save_file
 from test_convert import by_transformers, tensors_of
 
-from minarena.files.adapter import AdapterConfig, attach_adapter_, save_adapter
+from minarena.files.adapter import save_adapter
 from minarena.int8 import dequantize
 from minarena.lora import PROJECTIONS, merged_weight
-from minarena.model import PreferenceModel
+from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
 from minarena.quantization.merge import read_merge
 from minarena.quantization.stream import convert, float_rows, is_projection, open_source
 

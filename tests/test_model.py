@@ -26,10 +26,9 @@ from transformers import (
 )
 
 from minarena.batching import collate
-from minarena.files.adapter import AdapterConfig, attach_adapter_
 from minarena.files.base import base_folder, load_backbone
-from minarena.model import PreferenceModel, default_dtype, pool_last
-from minarena.step import trainable
+from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_, default_dtype, pool_last
+from minarena.optim import trainable
 
 PAD, EOS = 0, 1
 SIZE = dict(vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)

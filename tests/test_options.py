@@ -19,10 +19,10 @@ from helpers import CPU, TEXTS, adapted, counted, rows_of_all_lengths, write_pai
 
 import infer
 import train
-from minarena.files.adapter import AdapterConfig, load_adapter_
+from minarena.files.adapter import load_adapter_
 from minarena.files.base import load_backbone
 from minarena.files.pairs import read_pairs
-from minarena.model import PreferenceModel
+from minarena.model import AdapterConfig, PreferenceModel
 from minarena.step import train_step
 from minarena.text import encode
 from minarena.tiny import byte_tokenizer, demo_pairs

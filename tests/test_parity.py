@@ -25,7 +25,8 @@ from transformers import (
 
 import train
 from minarena.batching import rows_of_step
-from minarena.files.adapter import make_head, save_adapter
+from minarena.files.adapter import save_adapter
+from minarena.model import make_head
 from minarena.tiny import demo_pairs
 
 STEPS, ROWS_A_STEP, MAX_LENGTH, SEED = 20, 8, 130, 11

@@ -62,7 +62,7 @@ def test_a_disk_too_small_is_noticed_before_anything_is_written(tmp_path, monkey
     base = write_base("llama", tmp_path / "base")
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    monkeypatch.setattr(minarena.convert, "write_shard", None)  # would be called otherwise
+    monkeypatch.setattr(minarena.quantization.stream, "write_shard", None)  # would be called otherwise
     assert "GB of disk" in refused(base, tmp_path / "out")
 
 
@@ -88,7 +88,7 @@ def test_an_interrupt_leaves_nothing_and_what_is_unfinished_does_not_look_finish
         seen.extend(file.name for file in (tmp_path / "out.unfinished").iterdir())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(minarena.convert, "quantize", interrupted)
+    monkeypatch.setattr(minarena.quantization.stream, "quantize", interrupted)
     with pytest.raises(KeyboardInterrupt):
         quantized(base, tmp_path / "out")
     assert "model.safetensors" in seen

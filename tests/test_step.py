@@ -23,20 +23,12 @@ from transformers import TrainingArguments, get_linear_schedule_with_warmup
 import train
 from minarena.batching import micro_batches, rows_of_step
 from minarena.data import swapped
-from minarena.files.adapter import AdapterConfig, attach_adapter_, save_adapter
+from minarena.files.adapter import save_adapter
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
-from minarena.model import PreferenceModel
-from minarena.step import (
-    lr_at,
-    make_optimizer,
-    predict_first,
-    preference_loss,
-    real_tokens,
-    seed_dropout,
-    train_step,
-    trainable,
-)
+from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
+from minarena.optim import lr_at, make_optimizer, trainable
+from minarena.step import predict_first, preference_loss, real_tokens, seed_dropout, train_step
 from minarena.text import encode
 
 LENGTHS = (3, 31, 8, 20, 5, 30, 12)

@@ -14,7 +14,6 @@ serves all four. What it does not do: fp16 or fp32 on a GPU, bitsandbytes' LLM.i
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -32,7 +31,6 @@ from minarena.int8 import Int8Linear
 from minarena.lora import PROJECTIONS, LoRALinear
 from minarena.runtime.console import say
 
-SMALL = 2048  # a base with fewer numbers a token (hidden_size) has kernels shorter than their launches
 FAMILIES = ("gemma2", "gemma3_text", "llama", "qwen2")
 
 
@@ -91,45 +89,6 @@ def take_fast_path_(model: nn.Module, dtype: torch.dtype) -> None:
         say(f"fast path off: {reason}")
     else:
         use_fast_path_(model)
-
-
-def fit_layers_(model: nn.Module, tokens: int, longest: int) -> None:
-    """Set how many layers are recomputed in the backward, where a training step would not fit into the GPU.
-
-    tokens: of a micro-batch, in rows of at most `longest` tokens. Chen et al. 2016,
-    https://arxiv.org/abs/1604.06174. The estimates are rough: they decide, they promise nothing.
-    """
-    backbone, free = model.model, torch.cuda.mem_get_info()[0]
-    config, tokens = backbone.config, max(tokens, longest)
-    softcap = getattr(config, "attn_logit_softcapping", None)
-    if model.fast:
-        model.recomputed = recomputed_layers(backbone, tokens, longest, free)
-        if config.hidden_size < SMALL and not softcap and not model.recomputed:
-            from minarena.fast.cuda_graphs import use_graphs_
-
-            use_graphs_(model, logits_of_packed)
-        return
-    saved = 2 * (24 * config.hidden_size + 10 * config.intermediate_size)  # bytes a token that a layer keeps
-    if softcap:  # eager attention keeps (heads, T, T) several times
-        saved += 10 * config.num_attention_heads * longest
-    if config.num_hidden_layers * tokens * saved >= 0.6 * free:
-        model.recomputed = config.num_hidden_layers  # of the reference path: all, or none
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def recomputed_layers(backbone: nn.Module, tokens: int, longest: int, free: int) -> int:
-    """How many layers of the fast path must be computed again for `tokens` to fit into `free` bytes.
-
-    longest: tokens of the longest row.
-    """
-    config, D = backbone.config, backbone.layers[0].self_attn.head_dim
-    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # q, output; k, v
-    kept = 2 * tokens * (4 * config.hidden_size + heads * D + 2 * config.intermediate_size)  # bytes, in bf16
-    passing = 2**30 + 2 * tokens * 10 * config.intermediate_size  # one layer's weights and gradients
-    if getattr(config, "attn_logit_softcapping", None):
-        passing += 2 * config.num_attention_heads * tokens * longest  # P and dS (kernels.py), half a square
-    missing = config.num_hidden_layers * kept - (0.95 * free - passing)
-    return min(config.num_hidden_layers, max(0, math.ceil(missing / kept)))
 
 
 def packed_logits(model: nn.Module, rows: Sequence[np.ndarray]) -> Tensor:

@@ -9,7 +9,7 @@ cannot (DoRA, ranks that differ, ...).
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,55 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minarena.lora import PROJECTIONS, inject_lora_, layer_number
+from minarena.lora import PROJECTIONS, layer_number
+from minarena.model import AdapterConfig, adapter_tensors, attach_adapter_
 
 PREFIX = "base_model.model."
 KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal")  # init_lora_weights that leave W alone
 NOT_HANDLED = {"use_dora": False, "fan_in_fan_out": False, "bias": "none"}  # as a plain LoRA has them
 NOT_HANDLED |= {"rank_pattern": {}, "alpha_pattern": {}}
-
-
-@dataclass
-class AdapterConfig:
-    """What must be known to build an adapter: LoRA's settings and the head's."""
-
-    r: int = 64
-    alpha: float = 4.0
-    dropout: float = 0.0
-    freeze_layers: int = 0
-    head: str = "mlp"
-    head_dropout: float = 0.0
-    labels: int = 2
-
-
-def make_head(kind: str, hidden: int, dropout: float, labels: int = 2) -> nn.Module:
-    """(rows, hidden) -> (rows, labels). mlp: the seed's, dropout before GELU too; linear: transformers'."""
-    if kind == "linear":
-        return nn.Linear(hidden, labels, bias=False)
-    return nn.Sequential(
-        nn.Dropout(dropout),
-        nn.Linear(hidden, hidden // 2),
-        nn.Dropout(dropout),
-        nn.GELU(),
-        nn.Linear(hidden // 2, labels),
-    )
-
-
-def attach_adapter_(model: nn.Module, config: AdapterConfig, seed: int = 0) -> None:
-    """Give `model` (a PreferenceModel) fresh LoRA matrices and a fresh fp32 head, in place, from `seed`."""
-    generator = torch.Generator().manual_seed(seed)
-    model.model.requires_grad_(False)  # also what LoRA does not wrap: embeddings and norms
-    inject_lora_(model.model, config.r, config.alpha, config.dropout, config.freeze_layers, generator)
-    embeddings = model.model.get_input_embeddings().weight
-    with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the CPU's generator; leave that as it was
-        torch.default_generator.manual_seed(seed)
-        head = make_head(config.head, embeddings.shape[1], config.head_dropout, config.labels)
-    model.score = head.to(embeddings.device)
-
-
-def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> parameter of everything that is trained."""
-    return {name: p.data for name, p in model.named_parameters() if p.requires_grad}
 
 
 def save_adapter(folder: str | Path, model: nn.Module, config: AdapterConfig, base: str) -> None:

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from minarena.files.adapter import AdapterConfig, save_adapter
+from minarena.files.adapter import save_adapter
 from minarena.files.durable import (
     ASIDE,
     RECORDED,
@@ -30,6 +30,7 @@ from minarena.files.durable import (
     write_text,
     writing,
 )
+from minarena.model import AdapterConfig
 
 KEPT = 2  # newest checkpoints; the older of the two is for the case that the newer is damaged
 FINISHED = "adapter_config.json"  # in a run's folder it tells that the run is finished: it is written last

@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from minarena.files.adapter import adapter_tensors, read_adapter
+from minarena.files.adapter import read_adapter
 from minarena.files.checkpoint import FINISHED, find_checkpoints
 from minarena.files.durable import file_record, read_record, write_text
+from minarena.model import adapter_tensors
 from minarena.runtime.console import first_line, say
 
 # What a resumed run may change: nothing of it decides the result.

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from minarena.config import TrainConfig
-from minarena.step import real_tokens, trainable
+from minarena.optim import trainable
+from minarena.step import real_tokens
 
 
 def say(*lines: str) -> None:
