@@ -29,7 +29,7 @@ from minarena.files.repair import repaired
 from minarena.metrics import scores
 from minarena.model import DTYPES, default_dtype
 from minarena.runtime.console import by_language, device_name, plain_bars, plus_minus, run, say
-from minarena.runtime.launch import together
+from minarena.runtime.launch import launch
 from minarena.tiny import demo_pairs
 
 
@@ -104,7 +104,7 @@ def predict(config: InferConfig, out: str, world: World) -> tuple[pd.DataFrame, 
         made_by = {"adapter": [[adapter.order, weights_record(adapter)] for adapter in adapters]}
         made_by["data"] = [file_record(path)["sha256"] for path in config.data]
         made_by |= {**how, "model": base, "dtype": str(dtype), "matmul": matmul, "fast": config.fast}
-        world.check_same(made_by)
+        world.require_same_on_all_ranks(made_by)
         parts = open_parts(f"{out}.parts", made_by) if len(table) > PART and not world.rank else None
     model, tokenizer = load_base(base, device, dtype, matmul)
     if config.fast == "on" and device.type == "cuda":
@@ -186,4 +186,4 @@ def load_rows(config: InferConfig, base: str) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    together(run, main, f"the same command goes on, in a file of more than {PART:,} rows where it stopped")
+    launch(run, main, f"the same command goes on, in a file of more than {PART:,} rows where it stopped")

@@ -33,11 +33,11 @@ from minarena.quantization.stream import (
     convert,
     float_rows,
     is_projection,
+    new_folder,
     open_source,
-    set_aside,
 )
 from minarena.runtime.console import device_name, plain_bars, run, say
-from minarena.runtime.launch import together
+from minarena.runtime.launch import launch
 from minarena.text import encode, pad_id
 from minarena.tiny import demo_pairs
 
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> dict:
         if source.is_8bit() and not config.adapter and source.head == "base":
             raise ValueError(f"--model {config.model} is quantized already: nothing to do without --adapter")
         announce(source, config, device)
-        with set_aside(config.out, bytes_to_write(source)) as aside:
+        with new_folder(config.out, bytes_to_write(source)) as aside:
             errors = convert(source, aside, config.seed, device)
             seconds = time.perf_counter() - start
             hidden = hidden_change(aside, source, device) if fits(source, device) else None
@@ -152,4 +152,4 @@ def table(record: dict) -> None:
 
 
 if __name__ == "__main__":
-    together(run, main)
+    launch(run, main)

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from minarena.batching import deal, rows_of_step, steps_per_epoch
+from minarena.batching import balance_by_tokens, rows_of_step, steps_per_epoch
 from minarena.config import TrainConfig, parse
 from minarena.data import row_weights, split, swapped
 from minarena.dist import World, this_world
@@ -27,19 +27,19 @@ from minarena.fast.path import take_fast_path_
 from minarena.fast.recompute import fit_layers_
 from minarena.files.adapter import load_adapter_, read_adapter
 from minarena.files.base import check_folder, load_base
-from minarena.files.checkpoint import claim, finish, log_event, save_checkpoint
+from minarena.files.checkpoint import create_run_folder, log_event, save_checkpoint, save_results
 from minarena.files.durable import file_record
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
 from minarena.metrics import scores
 from minarena.model import DTYPES, AdapterConfig, attach_adapter_, default_dtype
 from minarena.optim import lr_at, make_optimizer
-from minarena.runtime.console import describe, describe_data, plain_bars, report, run, say
-from minarena.runtime.launch import together
-from minarena.runtime.memory import predict_shares, within_memory_
-from minarena.runtime.signals import stop_requests
+from minarena.runtime.console import describe_data, plain_bars, print_plan, print_results, run, say
+from minarena.runtime.launch import launch
+from minarena.runtime.memory import predict_on_all_ranks, retry_on_oom_
+from minarena.runtime.signals import catch_stop_signals
 from minarena.runtime.track import also_to
-from minarena.step import predict_first, real_tokens, train_step
+from minarena.step import predict_p_first, real_tokens, train_step
 from minarena.text import encode, pad_id
 from minarena.tiny import DEMO_LR, demo_pairs
 
@@ -55,21 +55,21 @@ def main(argv: list[str] | None = None) -> dict:
     record = asdict(config) | {"data_files": files, "rows": len(pairs)}
     record |= {"device": device.type, "world_size": world.size}
     if config.resume:
-        from minarena.files.resume import compare, finished, restore_
+        from minarena.files.resume import check_same_options, finished_result, load_checkpoint_
 
-        begun = compare(config.out, record)
-        if result := finished(config.out):
+        begun = check_same_options(config.out, record)
+        if result := finished_result(config.out):
             print(json.dumps(result))
             return result
     elif world.rank == 0:
-        claim(config.out, record)
+        create_run_folder(config.out, record)
     describe_data(config, pairs, held_out)
 
     pairs, held_out = (repaired(table, ranks=world.local_size) for table in (pairs, held_out))
     model, adapter, tokenizer, dtype = build(config, device)
     path = "fast" if model.fast else "reference"  # known only now, whatever --fast asked for
     if not config.resume and world.rank == 0:
-        claim(config.out, record | {"path": path})
+        create_run_folder(config.out, record | {"path": path})
     elif config.resume and begun.get("path", path) != path:
         raise ValueError(f"--resume: the run was begun on the {begun['path']} path, this is the {path} one")
     optimizer = make_optimizer(model, config.weight_decay)
@@ -88,12 +88,12 @@ def main(argv: list[str] | None = None) -> dict:
 
     pairs, shown = pairs[["id"]], None  # texts are no longer needed, and of 600,000 rows they are gigabytes
     n, steps = len(pairs), config.epochs * steps_per_epoch(len(pairs), config.batch_size)
-    done = restore_(config.out, model, optimizer, writes=world.rank == 0) if config.resume else 0
-    world.check_same(record | {"steps done": done})
-    world.copy_first_(*(vector.data for group in optimizer.param_groups for vector in group["params"]))
+    done = load_checkpoint_(config.out, model, optimizer, writes=world.rank == 0) if config.resume else 0
+    world.require_same_on_all_ranks(record | {"steps done": done})
+    world.broadcast_(*(vector.data for group in optimizer.param_groups for vector in group["params"]))
     if device.type == "cuda":
         fit_layers_(model, budget, longest=max(map(len, rows)))
-    describe(config, model, rows, steps, budget)
+    print_plan(config, model, rows, steps, budget)
     log = partial(log_event, config.out)
     if config.log_to and world.rank == 0:
         log = also_to(config.log_to, log, config.out, asdict(config), done)
@@ -103,25 +103,25 @@ def main(argv: list[str] | None = None) -> dict:
         log = save = lambda *_, **__: None  # rank 0 alone writes
     tokens, saved, start = 0, done, time.perf_counter()
     bar = tqdm(range(done, steps), "train", initial=done, total=steps, unit="step", disable=None)
-    with stop_requests(heard=world.rank == 0) as signals:
+    with catch_stop_signals(heard=world.rank == 0) as signals:
         for step in bar:
             # -------------------------------------------------------- one optimiser step
             step_start = time.perf_counter()
             drawn = rows_of_step(step, n, config.batch_size, config.seed)
             chosen = np.concatenate([drawn, drawn + n]) if config.order == "both" else drawn
-            share = chosen[deal([len(rows[i]) for i in chosen], world.size)[world.rank]]
+            share = chosen[balance_by_tokens([len(rows[i]) for i in chosen], world.size)[world.rank]]
             step_rows = [rows[i] for i in share]
             lr = lr_at(step, steps, config.lr, config.warmup_ratio)
             weighed = {"row_weights": weights[share], "total_weight": weights[chosen].sum()}
             attempt = partial(train_step, model, optimizer, step_rows, labels[share], lr=lr, **weighed, **how)
             drawn_from = (config.seed, step, world.rank)
             try:
-                loss, grad_norm = within_memory_(attempt, step_rows, computing, auto, drawn_from)
+                loss, grad_norm = retry_on_oom_(attempt, step_rows, computing, auto, drawn_from)
             except (FloatingPointError, MemoryError) as error:  # both leave the weights as they were
                 if step > saved:
                     save(step)
                 if isinstance(error, FloatingPointError):
-                    world.gather(None)  # every rank has it, from the sum: until rank 0 has saved
+                    world.all_gather(None)  # every rank has it, from the sum: until rank 0 has saved
                 ids = pairs["id"].iloc[drawn].tolist()
                 where = f"step {step + 1}, rows {ids}"
                 raise type(error)(f"{where}: {error}; --resume goes on after step {step}") from error
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> dict:
                 except (FloatingPointError, MemoryError):
                     save(step + 1)
                     raise
-            stop = max(world.gather(signals[:1]))  # all after the same step
+            stop = max(world.all_gather(signals[:1]))  # all after the same step
             if stop or step + 1 == steps or (step + 1) % config.save_every == 0:
                 save(saved := step + 1)
             if stop:
@@ -153,13 +153,13 @@ def main(argv: list[str] | None = None) -> dict:
     if world.rank:
         return {}  # rank 0 has the same, and it alone writes
     log("eval", steps, **figures)
-    finish(config.out, table, model, adapter, config.model)
+    save_results(config.out, table, model, adapter, config.model)
     result = {"out": config.out, "order": config.order, "steps": steps, "rows": n, "tokens": tokens}
     result |= {"seconds": round(seconds, 2), "tokens_per_second": round(tokens / max(seconds, 1e-9), 1)}
     # after --resume the tokens and seconds are of the steps after the checkpoint
     result |= {"peak_memory_gib": round(peak_bytes(device) / 2**30, 3), "resumed_after": done}
     result["eval"] = {**figures["mean" if config.order == "both" else config.order], **figures}
-    report(config, result, len(held_out))
+    print_results(config, result, len(held_out))
     print(json.dumps(result))
     return result
 
@@ -234,8 +234,8 @@ def evaluate(
     """(scores of ab, ba and their mean, the table of eval.parquet). All are about the table's response_a."""
     p_first = []
     for shown, order in zip(eval_rows, ("ab", "ba"), strict=True):
-        predict = partial(predict_first, model, label=f"evaluate {order}", **computing)
-        p_first.append(predict_shares(predict, shown, held_out["id"], computing, auto, world))
+        predict = partial(predict_p_first, model, label=f"evaluate {order}", **computing)
+        p_first.append(predict_on_all_ranks(predict, shown, held_out["id"], computing, auto, world))
     p_ab, p_ba = p_first[0], 1 - p_first[1]
     table = held_out[["id", "label"]].assign(p_a_ab=p_ab, p_a_ba=p_ba, p_a=(p_ab + p_ba) / 2)
     columns = {"ab": "p_a_ab", "ba": "p_a_ba", "mean": "p_a"}
@@ -251,4 +251,4 @@ def peak_bytes(device: torch.device) -> int:
 
 
 if __name__ == "__main__":
-    together(run, main, "--resume goes on from the newest checkpoint, if there is one")
+    launch(run, main, "--resume goes on from the newest checkpoint, if there is one")

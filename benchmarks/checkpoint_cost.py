@@ -22,7 +22,7 @@ from transformers import AutoModel
 
 from benchmarks.random_base import SHAPES, print_result, shape_config
 from minarena.files.checkpoint import save_checkpoint
-from minarena.files.resume import restore_
+from minarena.files.resume import load_checkpoint_
 from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
 from minarena.optim import trainable
 
@@ -63,7 +63,7 @@ def main() -> None:
             saved.append(round(time.perf_counter() - start, 2))
         size = sum(file.stat().st_size for file in Path(options.folder, f"checkpoint-{step}").iterdir())
         start = time.perf_counter()
-        restore_(options.folder, model, optimizer)
+        load_checkpoint_(options.folder, model, optimizer)
         read.append(round(time.perf_counter() - start, 2))
     finally:
         shutil.rmtree(options.folder)

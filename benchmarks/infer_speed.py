@@ -24,9 +24,9 @@ from benchmarks.train_speed import SEED, preference_model, write_profile
 from minarena.dist import this_world
 from minarena.fast.path import take_fast_path_
 from minarena.model import DTYPES, AdapterConfig, attach_adapter_, default_dtype
-from minarena.runtime.launch import together
-from minarena.runtime.memory import predict_shares
-from minarena.step import batches, predict_first, real_tokens
+from minarena.runtime.launch import launch
+from minarena.runtime.memory import predict_on_all_ranks
+from minarena.step import cut_micro_batches, predict_p_first, real_tokens
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,10 +45,10 @@ def main(argv: list[str] | None = None) -> None:
         start = time.perf_counter()
         attach_adapter_(model, AdapterConfig(), SEED + number % 2)
         base.wait()
-        world.gather(None)
+        world.all_gather(None)
         attached = time.perf_counter()
-        predict = partial(predict_first, model, pad_id=0, dtype=dtype, **label)
-        predict_shares(predict, rows, pd.Series(range(len(rows))), computing, False, world)
+        predict = partial(predict_p_first, model, pad_id=0, dtype=dtype, **label)
+        predict_on_all_ranks(predict, rows, pd.Series(range(len(rows))), computing, False, world)
         base.wait()
         return real_tokens(rows), time.perf_counter() - attached, attached - start
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     result |= {
         "rows_per_second": round(len(rows) * len(seconds) / sum(seconds), 2),
         "pairs_per_second_two_passes": round(len(rows) * len(seconds) / sum(seconds) / 2, 2),
-        "fill": base.fill(rows, batches(model, rows, options.token_budget), bool(model.fast)),
+        "fill": base.fill(rows, cut_micro_batches(model, rows, options.token_budget), bool(model.fast)),
         "fast": bool(model.fast),
         "ranks": world.size,
         "peak_gib": base.peak_gib(),
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         "attach_seconds": round(sum(attaching) / len(attaching), 2),
     }
     if options.profile:
-        write_profile(options.profile, lambda: predict_first(model, rows[:64], **computing))
+        write_profile(options.profile, lambda: predict_p_first(model, rows[:64], **computing))
     base.print_result(vars(options), result)
 
 
@@ -89,4 +89,4 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    together(main)
+    launch(main)

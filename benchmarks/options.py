@@ -28,7 +28,7 @@ import pandas as pd
 
 from benchmarks.random_base import print_result
 from minarena.files.pairs import read_pairs
-from minarena.metrics import correct, cross_entropy, standard_error
+from minarena.metrics import cross_entropy, is_correct, standard_error
 from minarena.runtime.console import run, say
 
 # group -> its arms in order: (name, script and options). {arm} is that arm's folder or file of the same seed,
@@ -126,7 +126,7 @@ def summary(out: Path, held_out: pd.DataFrame) -> list[dict]:
             p = [by_view[view] for by_view in found[name].values() if view in by_view]
             if not p:
                 continue
-            right = np.mean([correct(label, one) for one in p], axis=0)
+            right = np.mean([is_correct(label, one) for one in p], axis=0)
             row[f"{view}_accuracy"] = round(right.mean(), 4)
             row[f"{view}_accuracy_se"] = round(standard_error(right, prompt[label != 0.5]), 4)
             losses = [cross_entropy(label, one) for one in p]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from minarena.fast.packing import filled
+from minarena.fast.packing import padded_length
 from minarena.lora import PROJECTIONS
 from minarena.step import real_tokens
 from minarena.tiny import tiny_config
@@ -107,7 +107,7 @@ def random_rows(rows: int, vocabulary: int, seed: int, max_length: int = 2200) -
 def fill(rows: list[np.ndarray], batches: list, packed: bool = False) -> float:
     """Share of real tokens in `batches` (row numbers), padded to the longest, or packed as fast.py does."""
     if packed:
-        slots = sum(filled(len(rows[i])) for batch in batches for i in batch)
+        slots = sum(padded_length(len(rows[i])) for batch in batches for i in batch)
     else:
         slots = sum(len(batch) * max(len(rows[i]) for i in batch) for batch in batches)
     return round(real_tokens(rows[i] for batch in batches for i in batch) / slots, 3)

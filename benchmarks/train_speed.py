@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks import random_base as base
-from minarena.batching import deal
+from minarena.batching import balance_by_tokens
 from minarena.dist import this_world
 from minarena.fast.path import take_fast_path_
 from minarena.fast.recompute import fit_layers_
@@ -34,8 +34,8 @@ from minarena.model import (
     residual_dtype,
 )
 from minarena.optim import make_optimizer, trainable
-from minarena.runtime.launch import together
-from minarena.step import batches, real_tokens, seed_dropout, train_step
+from minarena.runtime.launch import launch
+from minarena.step import cut_micro_batches, real_tokens, seed_dropout, train_step
 
 SEED = 0xFACED
 
@@ -65,11 +65,11 @@ def main(argv: list[str] | None = None) -> None:
     def step(number: int) -> tuple[int, float]:
         """(real tokens, seconds) of optimiser step `number`"""
         chosen = slice(number * options.batch_size, (number + 1) * options.batch_size)
-        share = deal([len(row) for row in rows[chosen]], world.size)[world.rank]
+        share = balance_by_tokens([len(row) for row in rows[chosen]], world.size)[world.rank]
         mine = [rows[chosen][i] for i in share]
         seed_dropout(SEED, number, world.rank)
         base.wait()
-        world.gather(None)
+        world.all_gather(None)
         start = time.perf_counter()
         computing = {"token_budget": options.token_budget, "pad_id": 0, "dtype": dtype}
         computing |= {"total_weight": float(options.batch_size), "world": world}
@@ -88,7 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     for i in range(options.warmup, options.warmup + options.steps):
         first = i * options.batch_size
         cut += [
-            b + first for b in batches(model, rows[first : first + options.batch_size], options.token_budget)
+            b + first
+            for b in cut_micro_batches(model, rows[first : first + options.batch_size], options.token_budget)
         ]
     result = base.speed_figures(*zip(*timed, strict=True), 4 * base.projection_weights(model))
     result |= {
@@ -178,4 +179,4 @@ def write_profile(path: str, run) -> None:
 
 
 if __name__ == "__main__":
-    together(main)
+    launch(main)

@@ -29,7 +29,7 @@ def rows_of_step(step: int, rows: int, batch_size: int, seed: int) -> np.ndarray
     return np.random.default_rng([seed, epoch]).permutation(rows)[k * batch_size : (k + 1) * batch_size]
 
 
-def deal(lengths: Sequence[int], piles: int) -> list[np.ndarray]:
+def balance_by_tokens(lengths: Sequence[int], piles: int) -> list[np.ndarray]:
     """Positions in `lengths` (tokens a row), dealt to `piles` of about equally many tokens.
 
     The longest row goes first, each to the pile that has fewest tokens (Graham 1969's LPT rule). With fewer

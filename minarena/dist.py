@@ -1,8 +1,8 @@
 """Several processes, started by torchrun: who this one is, and sums over all of them.
 
     world = this_world()         rank 0 of 1 without torchrun: nothing below then does or costs anything
-    world.sum_(gradient, loss)   in place, over all ranks
-    world.gather(7)              [7, 7]: what each rank has, on each rank
+    world.all_reduce_(gradient, loss)   in place, over all ranks
+    world.all_gather(7)              [7, 7]: what each rank has, on each rank
 
 Tensors go over NCCL on GPUs and over gloo on CPUs, everything else over gloo. The only file that reads the
 environment (runtime/launch.py leaves that to torch). What it does not do: start processes, or restart them.
@@ -32,37 +32,37 @@ class World:
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
-    def sum_(self, *tensors: torch.Tensor) -> None:
+    def all_reduce_(self, *tensors: torch.Tensor) -> None:
         """Each tensor, in place, becomes its sum over the ranks: the same bits on all of them."""
         for tensor in tensors:
             if self.size > 1:
                 torch.distributed.all_reduce(tensor)
 
-    def copy_first_(self, *tensors: torch.Tensor) -> None:
+    def broadcast_(self, *tensors: torch.Tensor) -> None:
         """Each tensor, in place, becomes rank 0's."""
         for tensor in tensors:
             if self.size > 1:
                 torch.distributed.broadcast(tensor, src=0)
 
-    def gather(self, value) -> list:
+    def all_gather(self, value) -> list:
         """[rank 0's value, rank 1's, ...]; waits until every rank is here."""
         values = [value] * self.size
         if self.size > 1:
             torch.distributed.all_gather_object(values, value)
         return values
 
-    def check_same(self, facts: dict) -> None:
+    def require_same_on_all_ranks(self, facts: dict) -> None:
         """ValueError that names the first of the facts that is not what it is on rank 0."""
-        first = self.gather(facts)[0]
+        first = self.all_gather(facts)[0]
         for name, value in facts.items():
             if value != first[name]:
                 here = f"{name} is {value!r} on rank {self.rank}, and {first[name]!r} on rank 0"
                 raise ValueError(f"{here}: all machines need the same command and the same files")
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 def this_world() -> World:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    return World(*(int(os.environ[name]) for name in names)) if "WORLD_SIZE" in os.environ else ALONE
+    return World(*(int(os.environ[name]) for name in names)) if "WORLD_SIZE" in os.environ else SINGLE_PROCESS

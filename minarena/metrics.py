@@ -10,7 +10,7 @@ prompts. (reliability.py has what is asked of a judge beyond that.)
 import numpy as np
 
 
-def correct(label: np.ndarray, p: np.ndarray) -> np.ndarray:
+def is_correct(label: np.ndarray, p: np.ndarray) -> np.ndarray:
     """1 where p is on the label's side of one half, else 0, for the rows whose label is not one half."""
     decided = label != 0.5
     return ((p > 0.5) == (label > 0.5))[decided].astype(float)
@@ -35,7 +35,7 @@ def scores(label: np.ndarray, p: np.ndarray, prompt: np.ndarray | None = None) -
     """accuracy and log_loss with standard errors (`_se`); None where no row counts (JSON has no NaN). Without
     prompt, rows are taken as independent."""
     prompt = np.arange(len(p)) if prompt is None else prompt
-    right, loss = (correct(label, p), prompt[label != 0.5]), (cross_entropy(label, p), prompt)
+    right, loss = (is_correct(label, p), prompt[label != 0.5]), (cross_entropy(label, p), prompt)
     result = {}
     for name, (values, groups) in {"accuracy": right, "log_loss": loss}.items():
         error = standard_error(values, groups)

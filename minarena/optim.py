@@ -34,9 +34,9 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimiz
     """
     parameters = trainable(model)
     matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
-    groups = [{"params": [flat_(matrices)], "weight_decay": weight_decay}]
+    groups = [{"params": [flatten_parameters_(matrices)], "weight_decay": weight_decay}]
     if vectors:
-        groups.append({"params": [flat_(vectors)], "weight_decay": 0.0})
+        groups.append({"params": [flatten_parameters_(vectors)], "weight_decay": 0.0})
     if parameters[0].is_cuda:
         import bitsandbytes as bnb
 
@@ -44,7 +44,7 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 
-def flat_(parameters: list[nn.Parameter]) -> nn.Parameter:
+def flatten_parameters_(parameters: list[nn.Parameter]) -> nn.Parameter:
     """One vector of which the given parameters, and their gradients, become parts, in place.
 
     The optimiser, the norm and the zeroing then take a launch each and not one for each of 588 matrices.

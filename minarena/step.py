@@ -15,7 +15,7 @@ from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
 from minarena.batching import collate, micro_batches
-from minarena.dist import ALONE, World
+from minarena.dist import SINGLE_PROCESS, World
 
 
 def preference_loss(logits: Tensor, p_first: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -42,7 +42,7 @@ def without_cudnn_attention():
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
-def batches(model: nn.Module, rows: Sequence[np.ndarray], token_budget: int) -> list[np.ndarray]:
+def cut_micro_batches(model: nn.Module, rows: Sequence[np.ndarray], token_budget: int) -> list[np.ndarray]:
     """Positions in `rows` of each micro-batch: packed ones on the fast path, padded ones elsewhere."""
     fast = getattr(model, "fast", None)
     return (fast.cut if fast else micro_batches)([len(row) for row in rows], token_budget)
@@ -101,7 +101,7 @@ def train_step(
     label_smoothing: float = 0.0,
     row_weights: np.ndarray | None = None,
     total_weight: float | None = None,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> tuple[float, float]:
     """Update the weights once; returns (loss, gradient norm).
 
@@ -117,12 +117,12 @@ def train_step(
     optimizer.zero_grad(set_to_none=False)  # gradients have their place (flat_)
     loss = torch.zeros((), device=next(model.parameters()).device)
     add = getattr(model, "accumulate", None) or accumulate_
-    for chosen in batches(model, rows, token_budget):
+    for chosen in cut_micro_batches(model, rows, token_budget):
         part = [rows[i] for i in chosen], target[chosen], w[chosen]
         loss += add(model, *part, label_smoothing, pad_id=pad_id, dtype=dtype)
     tuned = [p for group in optimizer.param_groups for p in group["params"]]
     try:
-        world.sum_(*(p.grad for p in tuned), loss)
+        world.all_reduce_(*(p.grad for p in tuned), loss)
         grad_norm = nn.utils.clip_grad_norm_(tuned, max_grad_norm or float("inf"))
         loss, grad_norm = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device
     except torch.OutOfMemoryError as error:  # before the sum a rank could do its share again
@@ -139,7 +139,7 @@ def train_step(
 
 
 @torch.no_grad()
-def predict_first(
+def predict_p_first(
     model: nn.Module,
     rows: Sequence[np.ndarray],
     *,
@@ -157,7 +157,7 @@ def predict_first(
     model.eval()
     p = np.full(len(rows), np.nan)
     with tqdm(total=len(rows), desc=label, unit="row", disable=label is None or None, leave=False) as bar:
-        for chosen in batches(model, rows, token_budget):
+        for chosen in cut_micro_batches(model, rows, token_budget):
             with without_cudnn_attention():
                 logits = logits_of(model, [rows[i] for i in chosen], pad_id, dtype).double()  # (B, 2)
             margin = logits[:, 0] - logits[:, 1]  # an infinite one would pass as a probability of 0 or 1

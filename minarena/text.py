@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from minarena.data import TEXTS
-from minarena.truncation import cut_middle, spans
+from minarena.truncation import spans, truncate_middle
 
 TEMPLATE = "<prompt>: {}\n\n<response_a>: {}\n\n<response_b>: {}"
 BATCH = 1024  # rows that are Python strings and lists at a time: a table is held in a few times its bytes
@@ -49,7 +49,7 @@ def encode(
         texts = [*zip(*(table[column].iloc[i : i + batch_rows] for column in TEXTS), strict=True)]
         batch = tokenizer([TEMPLATE.format(*row) for row in texts], **settings)
         if truncation == "middle":
-            ids = middle_cut(tokenizer, texts, batch, room)
+            ids = truncate_batch(tokenizer, texts, batch, room)
         else:
             ids = [ids[-room:] for ids in batch["input_ids"]]
         rows += [np.array(begin + row + end, dtype=np.int32) for row in ids]
@@ -58,7 +58,7 @@ def encode(
     return rows
 
 
-def middle_cut(tokenizer, texts: list[tuple], batch, room: int) -> list[list[int]]:
+def truncate_batch(tokenizer, texts: list[tuple], batch, room: int) -> list[list[int]]:
     """The ids of a batch of rows, those of more than `room` tokens cut in the middle of each part."""
 
     def mark(tokens: int) -> list[int]:
@@ -67,5 +67,5 @@ def middle_cut(tokenizer, texts: list[tuple], batch, room: int) -> list[list[int
     cut = []
     for row, ids, offsets in zip(texts, batch["input_ids"], batch["offset_mapping"], strict=True):
         parts = spans(TEMPLATE.split("{}"), row)
-        cut.append(ids if len(ids) <= room else cut_middle(ids, offsets, parts, room, mark))
+        cut.append(ids if len(ids) <= room else truncate_middle(ids, offsets, parts, room, mark))
     return cut

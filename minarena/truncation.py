@@ -25,7 +25,7 @@ def spans(pieces: Sequence[str], texts: Sequence[str]) -> list[tuple[int, int]]:
     return found
 
 
-def shares(lengths: Sequence[int], room: int) -> list[int]:
+def token_quotas(lengths: Sequence[int], room: int) -> list[int]:
     """Tokens that each part may keep, together at most `room`, less than sum(lengths).
 
     In proportion to the lengths; but each part is owed a sixth of the room, or all it has if that is less:
@@ -43,7 +43,7 @@ def shares(lengths: Sequence[int], room: int) -> list[int]:
         short |= more
 
 
-def cut_middle(
+def truncate_middle(
     ids: list[int],
     offsets: Sequence[tuple[int, int]],
     parts: Sequence[tuple[int, int]],
@@ -67,13 +67,13 @@ def cut_middle(
     if room < least:
         raise ValueError(f"--truncation middle: --max-length must be at least {least + 2} for this base")
     kept, at = [], 0
-    for lo, hi, share in zip(first, behind, shares(lengths, room - fixed), strict=True):
-        kept += ids[at:lo] + snipped(ids, offsets, lo, hi, share, mark)
+    for lo, hi, share in zip(first, behind, token_quotas(lengths, room - fixed), strict=True):
+        kept += ids[at:lo] + truncate_part(ids, offsets, lo, hi, share, mark)
         at = hi
     return kept + ids[at:]
 
 
-def snipped(ids, offsets, lo: int, hi: int, share: int, mark: Callable) -> list[int]:
+def truncate_part(ids, offsets, lo: int, hi: int, share: int, mark: Callable) -> list[int]:
     """Tokens lo..hi as they are, or their beginning, mark and end: `share` tokens in all, mark included."""
     if share >= hi - lo:
         return ids[lo:hi]

@@ -117,14 +117,14 @@ def small_parts() -> None:
 def signal_in_part(number: int, sent: int) -> None:
     """The same, and the signal comes in the part of that number (from 1)."""
     small_parts()
-    real, calls = predict.predict_first, iter(range(1, number + 1))
+    real, calls = predict.predict_p_first, iter(range(1, number + 1))
 
-    def predict_first(*arguments, **keywords):
+    def predict_p_first(*arguments, **keywords):
         if next(calls, 0) == number:
             os.kill(os.getpid(), sent)
         return real(*arguments, **keywords)
 
-    predict.predict_first = predict_first
+    predict.predict_p_first = predict_p_first
 
 
 def small_files(limit: int) -> None:

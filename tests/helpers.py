@@ -71,13 +71,13 @@ def label_file(path) -> dict[str, float]:
 
 def counted(monkeypatch) -> list[int]:
     """The rows of each call of the model from here on."""
-    calls, real = [], predict.predict_first
+    calls, real = [], predict.predict_p_first
 
     def count(model, rows, **more):
         calls.append(len(rows))
         return real(model, rows, **more)
 
-    monkeypatch.setattr(predict, "predict_first", count)
+    monkeypatch.setattr(predict, "predict_p_first", count)
     return calls
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minarena.batching import collate, micro_batches, rows_of_step, steps_per_epoch
-from minarena.fast.packing import TILE, balanced, collate_packed
+from minarena.fast.packing import TILE, collate_packed, packed_micro_batches
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 100])
@@ -54,7 +54,7 @@ def test_padding_is_on_the_left_and_masked():
 @pytest.mark.parametrize("budget", [1, 59, 100, 400, 10_000])
 def test_packed_micro_batches_hold_every_row_once_within_the_budget(budget):
     lengths = np.random.default_rng(0).integers(1, 60, size=40)
-    batches = balanced(lengths, budget)
+    batches = packed_micro_batches(lengths, budget)
     assert sorted(np.concatenate(batches)) == list(range(40))
     tokens = [int(sum(-(-lengths[batch] // 8) * 8)) for batch in batches]  # as the rows are filled
     assert all(t <= budget or len(batch) == 1 for t, batch in zip(tokens, batches, strict=True))
@@ -63,12 +63,15 @@ def test_packed_micro_batches_hold_every_row_once_within_the_budget(budget):
 
 def test_packed_micro_batches_are_alike_in_tokens():
     lengths = np.random.default_rng(1).integers(100, 2200, size=16)
-    tokens = [int(sum(lengths[batch])) for batch in balanced(lengths, 8192)]
+    tokens = [int(sum(lengths[batch])) for batch in packed_micro_batches(lengths, 8192)]
     assert len(tokens) == -(-sum(lengths) // 8192)
     assert max(tokens) - min(tokens) < 0.1 * max(tokens)
-    assert [sorted(batch) for batch in balanced([40, 32, 24, 24], 64)] == [[0, 3], [1, 2]]  # by hand
-    assert len(balanced([30, 30], 60)) == 2  # each is filled up to 32
-    assert balanced([], 8) == []
+    assert [sorted(batch) for batch in packed_micro_batches([40, 32, 24, 24], 64)] == [
+        [0, 3],
+        [1, 2],
+    ]  # by hand
+    assert len(packed_micro_batches([30, 30], 60)) == 2  # each is filled up to 32
+    assert packed_micro_batches([], 8) == []
 
 
 def test_packed_rows_lie_one_after_the_other_each_from_a_multiple_of_8():

@@ -20,7 +20,7 @@ from sklearn.metrics import log_loss
 
 import train
 from minarena.files.checkpoint import find_checkpoints, save_checkpoint
-from minarena.files.resume import restore_
+from minarena.files.resume import load_checkpoint_
 from minarena.optim import make_optimizer, trainable
 
 
@@ -250,7 +250,7 @@ def test_a_checkpoint_is_an_adapter_of_its_own(tiny, cut_off, straight):
 def test_an_evaluation_that_fails_at_the_end_costs_no_step(words, straight, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(CutOff):
-        patch.setattr(train, "finish", lambda *_: stop())
+        patch.setattr(train, "save_results", lambda *_: stop())
         train.main([*words, "--out", str(out)])
     train.main([*words, "--out", str(out), "--resume"])
     assert_same_run(straight, out)
@@ -272,7 +272,7 @@ def test_an_unfinished_write_is_no_checkpoint(tiny, tmp_path, monkeypatch):
         save_checkpoint(str(tmp_path), 3, model, optimizer, config, tiny)
     assert not find_checkpoints(str(tmp_path))
     save_checkpoint(str(tmp_path), 3, model, optimizer, config, tiny)
-    assert restore_(str(tmp_path), model, optimizer) == 3
+    assert load_checkpoint_(str(tmp_path), model, optimizer) == 3
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-3", "log.jsonl"}
 
 
@@ -292,7 +292,7 @@ def test_adamw8bit_goes_on_from_a_checkpoint_bit_for_bit(tiny, tmp_path):
     save_checkpoint(str(tmp_path), 3, model, straight, config, tiny)
     other, _ = adapted(tiny, r=64)
     resumed = bnb.optim.AdamW8bit(trainable(other), lr=1e-2, weight_decay=0.0)
-    assert restore_(str(tmp_path), other, resumed) == 3
+    assert load_checkpoint_(str(tmp_path), other, resumed) == 3
     before = [p.detach().clone() for p in trainable(other)]
     steps(model, straight, range(3, 6))
     steps(other, resumed, range(3, 6))
@@ -307,7 +307,7 @@ def test_weights_of_another_shape_are_no_usable_checkpoint(tiny, tmp_path):
     save_checkpoint(str(tmp_path), 3, model, make_optimizer(model, 0.0), config, tiny)
     other, _ = adapted(tiny, r=3)
     with pytest.raises(ValueError, match="no usable checkpoint"):
-        restore_(str(tmp_path), other, make_optimizer(other, 0.0))
+        load_checkpoint_(str(tmp_path), other, make_optimizer(other, 0.0))
 
 
 def test_the_record_holds_every_resolved_option_the_files_and_the_versions(straight, pairs_file):
@@ -334,7 +334,7 @@ def test_the_record_says_which_path_ran_and_a_run_is_resumed_on_the_same_one(wor
         return model, *rest
 
     monkeypatch.setattr(train, "build", on_the_fast_path)
-    monkeypatch.setattr(train, "claim", lambda out, record: claimed.append(record.get("path")))
+    monkeypatch.setattr(train, "create_run_folder", lambda out, record: claimed.append(record.get("path")))
     monkeypatch.setattr(train, "make_optimizer", lambda *_: stop())
     with pytest.raises(CutOff):
         train.main([*words, "--out", str(cut_off / "other")])

@@ -26,10 +26,10 @@ from safetensors.torch import load_file
 
 import infer
 import train
-from minarena.batching import deal
-from minarena.dist import ALONE, World, this_world
+from minarena.batching import balance_by_tokens
+from minarena.dist import SINGLE_PROCESS, World, this_world
 from minarena.files.checkpoint import find_checkpoints
-from minarena.runtime.memory import predict_shares
+from minarena.runtime.memory import predict_on_all_ranks
 from minarena.step import seed_dropout
 
 
@@ -132,10 +132,13 @@ def test_two_ranks_predict_what_one_process_predicts(runs, tmp_path, small_parts
 
 
 def test_rows_are_dealt_by_tokens_each_to_one_pile():
-    assert [pile.tolist() for pile in deal([5, 9, 4, 3, 3], 2)] == [[1, 3], [0, 2, 4]]  # by hand: 12 and 12
-    assert [pile.tolist() for pile in deal([4, 6], 3)] == [[1], [0], []]
+    assert [pile.tolist() for pile in balance_by_tokens([5, 9, 4, 3, 3], 2)] == [
+        [1, 3],
+        [0, 2, 4],
+    ]  # by hand: 12 and 12
+    assert [pile.tolist() for pile in balance_by_tokens([4, 6], 3)] == [[1], [0], []]
     lengths = np.random.default_rng(0).integers(32, 2200, 1000)
-    piles = deal(lengths, 8)
+    piles = balance_by_tokens(lengths, 8)
     assert sorted(np.concatenate(piles)) == list(range(1000))
     loads = [lengths[pile].sum() for pile in piles]
     assert max(loads) - min(loads) <= lengths.min() + 32  # the last rows to be dealt are the shortest
@@ -150,12 +153,12 @@ def test_each_rank_draws_masks_of_its_own():
 
 
 def test_a_row_that_no_rank_predicted_is_an_error_that_names_it(monkeypatch):
-    monkeypatch.setattr(World, "gather", lambda self, value: [value])  # as if nothing came from rank 1
+    monkeypatch.setattr(World, "all_gather", lambda self, value: [value])  # as if nothing came from rank 1
     ids, rows = pd.Series(["x", "y", "z"]), [np.arange(n) for n in (5, 4, 3)]
     predict = lambda mine, names, token_budget: np.full(len(mine), 0.5)  # noqa: E731
     with pytest.raises(ValueError, match="no prediction for 2 of 3 rows: id 'y'"):
-        predict_shares(predict, rows, ids, {"token_budget": 8}, True, World(0, 2))
-    found = predict_shares(predict, rows, ids, {"token_budget": 8}, True, ALONE)
+        predict_on_all_ranks(predict, rows, ids, {"token_budget": 8}, True, World(0, 2))
+    found = predict_on_all_ranks(predict, rows, ids, {"token_budget": 8}, True, SINGLE_PROCESS)
     assert found.tolist() == [0.5] * 3
 
 
@@ -231,11 +234,11 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
 
 
 def test_a_world_is_what_torchrun_said_and_without_it_nothing_happens(monkeypatch):
-    assert this_world() == ALONE == World(0, 1, 0, 1)
+    assert this_world() == SINGLE_PROCESS == World(0, 1, 0, 1)
     tensor = torch.tensor([3.0])
-    ALONE.sum_(tensor)
-    ALONE.copy_first_(tensor)
-    assert tensor == 3 and ALONE.gather("x") == ["x"] and not torch.distributed.is_initialized()
+    SINGLE_PROCESS.all_reduce_(tensor)
+    SINGLE_PROCESS.broadcast_(tensor)
+    assert tensor == 3 and SINGLE_PROCESS.all_gather("x") == ["x"] and not torch.distributed.is_initialized()
     for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
     assert this_world() == World(rank=5, size=8, local_rank=1, local_size=4)

@@ -20,7 +20,7 @@ from helpers import CPU, adapted
 import train
 from minarena.batching import collate
 from minarena.fast import path
-from minarena.fast.fused_linear import dropped, project
+from minarena.fast.fused_linear import hash_dropout, project
 from minarena.fast.packing import collate_packed
 from minarena.fast.path import take_fast_path_, use_fast_path_, why_not
 from minarena.fast.recompute import recomputed_layers
@@ -29,7 +29,7 @@ from minarena.int8 import Int8Linear
 from minarena.lora import LoRALinear
 from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
 from minarena.optim import make_optimizer
-from minarena.step import predict_first, train_step
+from minarena.step import predict_p_first, train_step
 
 ROWS = [np.random.default_rng(n).integers(4, 255, n, dtype=np.int32) for n in (37, 5, 64, 21, 40)]
 LABELS = np.array([1.0, 0.0, 0.5, 1.0, 0.0])
@@ -56,7 +56,7 @@ def base(request, tmp_path_factory) -> str:
 
 def results(model, budget: int, recomputed: int = 0) -> tuple[np.ndarray, float, torch.Tensor]:
     """(P of each row, loss, all gradients) with dropout as the model has it"""
-    p = predict_first(model, ROWS, token_budget=budget, pad_id=0)
+    p = predict_p_first(model, ROWS, token_budget=budget, pad_id=0)
     model.recomputed = recomputed
     torch.manual_seed(5)
     loss, _ = train_step(
@@ -155,8 +155,8 @@ def test_dropouts_hash_is_as_good_as_independent_coins():
     """Frequencies of one element, and of pairs at many distances, of two seeds, and of rows and columns."""
     p, shape, one = 0.25, (1024, 768), torch.ones(1024, 768)
     seeds = torch.tensor([0, 1, 2, -5, 2**31 - 1, 123456789], dtype=torch.int32)
-    zero = torch.stack([dropped(one, p, seed) == 0 for seed in seeds]).double()
-    assert torch.allclose(dropped(one, p, seeds[3]), torch.where(zero[3] == 1, 0.0, 1 / (1 - p)))
+    zero = torch.stack([hash_dropout(one, p, seed) == 0 for seed in seeds]).double()
+    assert torch.allclose(hash_dropout(one, p, seeds[3]), torch.where(zero[3] == 1, 0.0, 1 / (1 - p)))
     n = one.numel()
     sigma = (p * (1 - p) / n) ** 0.5
     assert ((zero.mean((1, 2)) - p).abs() < 5 * sigma).all()

@@ -20,12 +20,12 @@ from minarena.fast.path import compiled, logits_of_packed, use_fast_path_, why_n
 from minarena.fast.recompute import fit_layers_
 from minarena.files.base import load_backbone
 from minarena.files.checkpoint import save_checkpoint
-from minarena.files.resume import restore_
+from minarena.files.resume import load_checkpoint_
 from minarena.int8 import DequantizedProduct, Int8Linear
 from minarena.lora import LoRALinear
 from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
 from minarena.optim import make_optimizer
-from minarena.step import predict_first, train_step
+from minarena.step import predict_p_first, train_step
 from minarena.text import encode
 from minarena.tiny import demo_pairs, write_tiny
 
@@ -85,8 +85,8 @@ def test_a_base_is_quantized_to_the_same_bytes_on_the_gpu_and_on_the_cpu(tiny):
 )
 def test_probabilities_are_those_of_the_cpu_in_fp32(tiny, rows, dtype, bound):
     config = AdapterConfig(r=6, alpha=9.0)
-    wanted = predict_first(adapted(tiny, config)[0], rows[0], **BUDGET)
-    got = predict_first(on_gpu(tiny, config, dtype), rows[0], dtype=dtype, **BUDGET)
+    wanted = predict_p_first(adapted(tiny, config)[0], rows[0], **BUDGET)
+    got = predict_p_first(on_gpu(tiny, config, dtype), rows[0], dtype=dtype, **BUDGET)
     assert np.ptp(wanted) > 0.1  # else anything would be close
     assert np.abs(got - wanted).max() < bound
 
@@ -132,7 +132,7 @@ def test_8_bit_adamw_goes_on_from_a_checkpoint_bit_for_bit(tiny, rows, tmp_path)
     save_checkpoint(str(tmp_path), 3, model, optimizer, config, "tiny")
     resumed = on_gpu(tiny, config, torch.float32)
     resumed_optimizer = make_optimizer(resumed, 0.0)
-    assert restore_(str(tmp_path), resumed, resumed_optimizer) == 3
+    assert load_checkpoint_(str(tmp_path), resumed, resumed_optimizer) == 3
     train_step(model, optimizer, *rows, lr=1e-3, **BUDGET)
     train_step(resumed, resumed_optimizer, *rows, lr=1e-3, **BUDGET)
     other = dict(resumed.named_parameters())
@@ -150,7 +150,7 @@ def base(request, tmp_path) -> str:
 
 
 def logits_and_gradient(model, rows, labels, dtype) -> tuple[np.ndarray, torch.Tensor]:
-    p = predict_first(model, rows, dtype=dtype, **BUDGET)
+    p = predict_p_first(model, rows, dtype=dtype, **BUDGET)
     train_step(
         model, make_optimizer(model, 0.0), rows, labels, lr=0.0, max_grad_norm=0.0, dtype=dtype, **BUDGET
     )

@@ -22,7 +22,7 @@ from test_checkpoint import cut_after
 
 import train
 from minarena.files.checkpoint import find_checkpoints, save_checkpoint
-from minarena.files.resume import restore_
+from minarena.files.resume import load_checkpoint_
 from minarena.optim import make_optimizer, trainable
 
 
@@ -234,12 +234,12 @@ def test_one_flipped_bit_anywhere_in_a_checkpoint_is_noticed_and_the_one_before_
                 flipped(path, at, draw.randrange(8))
             else:
                 path.write_bytes(whole[:at])
-            assert restore_(str(tmp_path), model, optimizer) == 3, (path.name, kind, at)
+            assert load_checkpoint_(str(tmp_path), model, optimizer) == 3, (path.name, kind, at)
             first = capsys.readouterr().err.splitlines()[0]
             assert first.startswith(f"{newest} is damaged: "), (path.name, kind, at)
             assert path.name in first or path.name == "checksums.json", first
             path.write_bytes(whole)
-    assert restore_(str(tmp_path), model, optimizer) == 6
+    assert load_checkpoint_(str(tmp_path), model, optimizer) == 6
 
 
 def test_damaged_newer_checkpoints_cost_no_good_one_when_the_run_goes_on(words, straight, nearly, tmp_path):

@@ -164,7 +164,7 @@ def test_training_and_its_evaluation_show_rows_that_are_cut_in_the_middle(
     seen = []
     monkeypatch.setattr(train, "train_step", lambda m, o, rows, *_, **__: (seen.extend(rows), (0.7, 0.1))[1])
     monkeypatch.setattr(
-        train, "predict_first", lambda m, rows, **_: seen.extend(rows) or np.full(len(rows), 0.5)
+        train, "predict_p_first", lambda m, rows, **_: seen.extend(rows) or np.full(len(rows), 0.5)
     )
     words = (
         f"--model {tiny} --data {tmp_path}/long.parquet --n-splits 4 --max-length 300 --out {tmp_path}/run"

@@ -23,7 +23,7 @@ from test_quantize import quantized
 
 import minarena.quantization.stream
 from minarena.files.base import load_tokenizer
-from minarena.quantization.stream import set_aside
+from minarena.quantization.stream import new_folder
 
 
 def hashes(folder) -> dict[str, str]:
@@ -97,12 +97,12 @@ def test_an_interrupt_leaves_nothing_and_what_is_unfinished_does_not_look_finish
 
 
 def test_the_name_is_taken_last_and_a_full_disk_is_one_line(tmp_path):
-    with set_aside(str(tmp_path / "out"), 10) as aside:
+    with new_folder(str(tmp_path / "out"), 10) as aside:
         (aside / "file").write_text("x")
         assert not (tmp_path / "out").exists()
     assert (tmp_path / "out" / "file").read_text() == "x"
     full = pytest.raises(ValueError, match="No space left on device; what was written is deleted")
-    with full, set_aside(str(tmp_path / "other"), 10):
+    with full, new_folder(str(tmp_path / "other"), 10):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

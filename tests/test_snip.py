@@ -20,7 +20,7 @@ from test_text import TOKENIZERS, ends, pairs, whole
 from minarena.data import swapped
 from minarena.text import encode
 from minarena.tiny import byte_tokenizer
-from minarena.truncation import shares, spans
+from minarena.truncation import spans, token_quotas
 
 MARK = re.compile(r" \(snip (\d+) tokens\) ")
 LENGTHS = st.lists(st.integers(0, 5000), min_size=3, max_size=3)
@@ -127,7 +127,7 @@ def test_a_max_length_that_leaves_no_text_is_refused_with_the_least_that_works()
 def test_shares_fill_the_room_keep_short_parts_whole_and_are_in_proportion(lengths, room):
     if sum(lengths) <= room:
         return
-    kept = shares(lengths, room)
+    kept = token_quotas(lengths, room)
     assert room - 3 < sum(kept) <= room
     assert all(min(n, room // 6) <= k <= n for n, k in zip(lengths, kept, strict=True))
     long = [(n, k) for n, k in zip(lengths, kept, strict=True) if k > room // 6]
@@ -136,9 +136,9 @@ def test_shares_fill_the_room_keep_short_parts_whole_and_are_in_proportion(lengt
 
 
 def test_short_parts_give_their_room_to_long_ones():
-    assert shares([10, 2000, 2000], 1210) == [10, 600, 600]
-    assert shares([1000, 2000, 3000], 1200) == [200, 400, 600]
-    assert shares([9000, 100, 500], 1200) == [900, 100, 200]
+    assert token_quotas([10, 2000, 2000], 1210) == [10, 600, 600]
+    assert token_quotas([1000, 2000, 3000], 1200) == [200, 400, 600]
+    assert token_quotas([9000, 100, 500], 1200) == [900, 100, 200]
 
 
 def test_spans_find_each_text_in_the_string():

@@ -3,7 +3,7 @@
 optimizer = make_optimizer(model, weight_decay=0.0)
 loss, norm = train_step(model, optimizer, rows, p_first, lr=lr_at(step, steps, 2e-4, 0.025),
                         token_budget=4096, pad_id=0)
-p = predict_first(model, rows, token_budget=4096, pad_id=0)      P(the answer shown first wins), (rows,)
+p = predict_p_first(model, rows, token_budget=4096, pad_id=0)      P(the answer shown first wins), (rows,)
 
 Compared with: a loop over single rows with torch's cross_entropy, torch.optim.AdamW, transformers' schedule.
 """
@@ -28,7 +28,7 @@ from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
 from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
 from minarena.optim import lr_at, make_optimizer, trainable
-from minarena.step import predict_first, preference_loss, real_tokens, seed_dropout, train_step
+from minarena.step import predict_p_first, preference_loss, real_tokens, seed_dropout, train_step
 from minarena.text import encode
 
 LENGTHS = (3, 31, 8, 20, 5, 30, 12)
@@ -193,15 +193,15 @@ def test_predictions_come_back_in_the_order_of_the_rows(model):
         logits = torch.cat([model.eval()(torch.as_tensor(r)[None], torch.ones(1, len(r))) for r in ROWS])
     expected = logits.double().softmax(dim=-1)[:, 0].numpy()
     for budget in (1, 64, 10_000):
-        p = predict_first(model, ROWS, token_budget=budget, pad_id=0)
+        p = predict_p_first(model, ROWS, token_budget=budget, pad_id=0)
         np.testing.assert_allclose(p, expected, rtol=0, atol=1e-6)
     assert np.std(expected) > 1e-3
-    assert len(predict_first(model, [], token_budget=64, pad_id=0)) == 0
+    assert len(predict_p_first(model, [], token_budget=64, pad_id=0)) == 0
 
 
 def test_prediction_switches_dropout_off_and_training_switches_it_on(tiny):
     model, _ = adapted(tiny, dropout=0.5, head_dropout=0.5)
-    first, second = (predict_first(model.train(), ROWS, token_budget=64, pad_id=0) for _ in range(2))
+    first, second = (predict_p_first(model.train(), ROWS, token_budget=64, pad_id=0) for _ in range(2))
     assert np.array_equal(first, second)
     losses = []
     for seed, step in ((1, 7), (1, 7), (1, 8), (2, 7)):
@@ -214,7 +214,7 @@ def test_predictions_that_are_not_finite_stop_and_name_their_positions(tiny):
     model, _ = adapted(tiny)
     model.score[4].bias.data[:] = float("nan")
     with pytest.raises(FloatingPointError, match=r"for 7 of 7 rows: \[0, 1, 2, 3, 4\]"):
-        predict_first(model, ROWS, token_budget=64, pad_id=0)
+        predict_p_first(model, ROWS, token_budget=64, pad_id=0)
 
 
 def test_a_step_under_bf16_autocast_is_close_to_the_fp32_step(model):
@@ -290,4 +290,4 @@ def test_an_infinite_logit_is_no_probability():
             return torch.tensor([[float("inf"), 0.0]]).expand(len(input_ids), 2)
 
     with pytest.raises(FloatingPointError, match="not finite"):
-        predict_first(Infinite(), [np.array([4, 5])], token_budget=8, pad_id=0)
+        predict_p_first(Infinite(), [np.array([4, 5])], token_budget=8, pad_id=0)

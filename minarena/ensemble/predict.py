@@ -15,13 +15,13 @@ import pandas as pd
 from torch import nn
 
 from minarena.data import swapped
-from minarena.dist import ALONE, World
+from minarena.dist import SINGLE_PROCESS, World
 from minarena.ensemble.parts import PART, store_part, stored_part
 from minarena.files.adapter import load_adapter_
 from minarena.files.durable import read_record
 from minarena.runtime.console import say
-from minarena.runtime.memory import predict_shares
-from minarena.step import predict_first
+from minarena.runtime.memory import predict_on_all_ranks
+from minarena.step import predict_p_first
 from minarena.text import encode, pad_id
 
 
@@ -94,7 +94,7 @@ def predict_pairs(
     truncation: str = "left",
     folder: Path | None = None,
     auto: bool = False,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     **computing,
 ) -> pd.Series:
     """P(the table's response_a wins), one value for each id. Changes the model's adapter.
@@ -153,15 +153,15 @@ def one_pass(
     shown, p_first, loaded = table if order == "ab" else swapped(table), [], False
     for start in range(0, len(shown), PART):
         rows, this = shown.iloc[start : start + PART], f"{name}-{start // PART:05d}"
-        p = world.gather(stored_part(folder, this, rows["id"]))[0]  # rank 0 alone has a folder
+        p = world.all_gather(stored_part(folder, this, rows["id"]))[0]  # rank 0 alone has a folder
         if p is None:
             if not loaded:
                 load_adapter_(model, adapter.folder)
                 loaded = True
             ids = encode(tokenizer, rows, max_length, truncation)
             label = f"{adapter.folder} {order}" + f", rows from {start:,}" * (len(shown) > PART)
-            predict = partial(predict_first, model, label=label, pad_id=pad_id(tokenizer), **computing)
-            p = predict_shares(predict, ids, rows["id"], computing, auto, world)
+            predict = partial(predict_p_first, model, label=label, pad_id=pad_id(tokenizer), **computing)
+            p = predict_on_all_ranks(predict, ids, rows["id"], computing, auto, world)
             say(f"{label}: {len(ids):,} rows done")
             store_part(folder, this, rows["id"], p)
         p_first.append(p)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minarena.fast.packing import Packed, collate_packed, filled, round_up
+from minarena.fast.packing import Packed, collate_packed, padded_length, round_up
 from minarena.step import preference_loss
 
 TOKENS_MULTIPLE, ROWS_MULTIPLE = 512, 8
@@ -68,7 +68,7 @@ def accumulate_by_graph_(
 
 def inputs_of(rows: Sequence[np.ndarray], p_first: Tensor, weights: Tensor) -> list[Tensor]:
     """The tensors of Packed, p_first and weights on the GPU; rows that are not there weigh nothing."""
-    tokens, count = sum(filled(len(row)) for row in rows), round_up(len(rows), ROWS_MULTIPLE)
+    tokens, count = sum(padded_length(len(row)) for row in rows), round_up(len(rows), ROWS_MULTIPLE)
     packed = collate_packed(rows, "cuda", round_up(tokens, TOKENS_MULTIPLE), count)
     inputs = [value for value in vars(packed).values() if isinstance(value, Tensor)]
     for value in (p_first, weights):

@@ -32,8 +32,8 @@ def project(
         A = (torch.cat([linear.lora_A.weight for linear in linears]) * first.scaling).to(x.dtype)  # (n R, in)
         B = torch.block_diag(*(linear.lora_B.weight for linear in linears)).to(x.dtype)  # (out, n R)
         if torch.is_grad_enabled():
-            u = F.linear(x if seed is None else dropped(x, first.dropout.p, seed), A)  # (N, n R)
-            outputs = JoinedProduct.apply(x, u, base.weight, base.SCB, B, widths)
+            u = F.linear(x if seed is None else hash_dropout(x, first.dropout.p, seed), A)  # (N, n R)
+            outputs = FusedLoraProduct.apply(x, u, base.weight, base.SCB, B, widths)
         else:  # without dropout the merged weight does, and costs as much as a few dozen tokens
             merged = (dequantized(base.weight, base.SCB, torch.float32) + B @ A).to(x.dtype)
             outputs = F.linear(x, merged).split(widths, dim=1)
@@ -42,7 +42,7 @@ def project(
     return [y + bias.to(y.dtype) for y, bias in zip(outputs, base.bias.split(widths), strict=True)]
 
 
-def dropped(x: Tensor, p: float, seed: Tensor) -> Tensor:
+def hash_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
     """x where each element is 0 with probability p, else divided by 1 - p; seed () int32.
 
     The mask is a hash of an element's number, so it needs no memory and costs a few operations in whatever
@@ -57,7 +57,7 @@ def dropped(x: Tensor, p: float, seed: Tensor) -> Tensor:
     return torch.where((h & 0x7FFFFFFF) >= int(p * 2**31), x / (1 - p), 0.0)
 
 
-class JoinedProduct(torch.autograd.Function):
+class FusedLoraProduct(torch.autograd.Function):
     """x W^T + u B^T as one product, [x | u] [W | B]^T, and the gradients of x and u as one.
 
     x (N, in), u (N, R), CB (out, in) int8 and SCB (out,) of W, B (out, R); returns (N, width) for each of the
@@ -70,19 +70,19 @@ class JoinedProduct(torch.autograd.Function):
     def forward(ctx, x, u, CB, SCB, B, widths):
         ctx.save_for_backward(u, CB, SCB, B)
         ctx.widths = widths
-        return F.linear(torch.cat([x, u], dim=1), joined(CB, SCB, B)).split(widths, dim=1)
+        return F.linear(torch.cat([x, u], dim=1), concat_wb(CB, SCB, B)).split(widths, dim=1)
 
     @staticmethod
     def backward(ctx, *grads):
         u, CB, SCB, B = ctx.saved_tensors
         parts = zip(CB.split(ctx.widths), SCB.split(ctx.widths), B.split(ctx.widths), strict=True)
         # not sum(), whose 0 at the start is one more addition for the compiler to write
-        both = reduce(torch.add, (grad @ joined(*part) for grad, part in zip(grads, parts, strict=True)))
+        both = reduce(torch.add, (grad @ concat_wb(*part) for grad, part in zip(grads, parts, strict=True)))
         dx, du = both.split([CB.size(1), B.size(1)], dim=1)
         return dx, du, None, None, torch.cat([grad.T @ u for grad in grads]), None
 
 
-def joined(CB: Tensor, SCB: Tensor, B: Tensor) -> Tensor:
+def concat_wb(CB: Tensor, SCB: Tensor, B: Tensor) -> Tensor:
     """[W | B] (out, in + R) in B's dtype: the compiler writes it in one pass."""
     return torch.cat([dequantized(CB, SCB, B.dtype), B], dim=1)
 
@@ -96,7 +96,7 @@ def base_of(linear: nn.Module) -> nn.Module:
     return linear.base_layer if isinstance(linear, LoRALinear) else linear
 
 
-def joined_weights(linears: Sequence[nn.Module]) -> Int8Linear:
+def fuse_weights_(linears: Sequence[nn.Module]) -> Int8Linear:
     """The int8 weights of projections that share an input as one matrix, of which theirs become parts."""
     bases = [base_of(linear) for linear in linears]
     bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])

@@ -13,27 +13,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minarena.batching import deal
+from minarena.batching import balance_by_tokens
 
 TILE = 128  # tokens of a tile, the unit in which kernels.py deals with rows
 
 
-def balanced(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
+def packed_micro_batches(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
     """Positions in `lengths` (tokens a row), dealt to micro-batches of about equally many tokens.
 
     For packed rows: nothing is padded, so a micro-batch may hold rows of any lengths. As few micro-batches as
     keep within the budget, counted as they are filled (a longer row is alone).
     """
-    lengths = [filled(length) for length in lengths]
+    lengths = [padded_length(length) for length in lengths]
     least = min(len(lengths), -(-int(sum(lengths)) // token_budget))
     for count in range(least, len(lengths) + 1):
-        piles = deal(lengths, count)
+        piles = balance_by_tokens(lengths, count)
         if all(len(pile) == 1 or sum(lengths[i] for i in pile) <= token_budget for pile in piles):
             break
     return [pile for pile in piles if len(pile)]
 
 
-def filled(tokens: int) -> int:
+def padded_length(tokens: int) -> int:
     """What a packed row of so many tokens takes: collate_packed says why."""
     return round_up(tokens, 8)
 
@@ -66,7 +66,7 @@ def collate_packed(
     itself), so that micro-batches of other sizes have the same shapes. B is at least 2, for a batch of one
     would be a graph of its own.
     """
-    lengths = [filled(len(row)) for row in rows]
+    lengths = [padded_length(len(row)) for row in rows]
     lengths += [tokens - sum(lengths)] * (sum(lengths) < tokens)
     starts, count = np.cumsum([0, *lengths]), max(count, len(rows))
     ids, positions = np.zeros((2, starts[-1]), dtype=np.int64)

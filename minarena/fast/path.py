@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minarena.fast.attention import flash, plain
-from minarena.fast.fused_linear import base_of, joined_weights, project
-from minarena.fast.packing import Packed, balanced, collate_packed
+from minarena.fast.fused_linear import base_of, fuse_weights_, project
+from minarena.fast.packing import Packed, collate_packed, packed_micro_batches
 from minarena.int8 import Int8Linear
 from minarena.lora import PROJECTIONS, LoRALinear
 from minarena.runtime.console import say
@@ -71,15 +71,15 @@ def use_fast_path_(model: nn.Module) -> None:
     """Prepare a PreferenceModel in place, and torch's compiler for this process."""
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        attention.joined = joined_weights([attention.q_proj, attention.k_proj, attention.v_proj])
-        mlp.joined = joined_weights([mlp.gate_proj, mlp.up_proj])
+        attention.joined = fuse_weights_([attention.q_proj, attention.k_proj, attention.v_proj])
+        mlp.joined = fuse_weights_([mlp.gate_proj, mlp.up_proj])
     # Its heuristics keep what is cheap to compute again: dropped-out copies of inputs, their masks, and even
     # the dequantized weights (16.6 GB at 9B). Off, it keeps the fewest bytes that save every large product.
     partitioner.aggressive_recomputation = True
     partitioner.ban_recompute_used_far_apart = False
     partitioner.ban_recompute_long_fusible_chains = False
     partitioner.ban_recompute_materialized_backward = False
-    model.fast = FastPath(balanced, packed_logits)
+    model.fast = FastPath(packed_micro_batches, packed_logits)
 
 
 def take_fast_path_(model: nn.Module, dtype: torch.dtype) -> None:
@@ -114,7 +114,7 @@ def logits_of_packed(model: nn.Module, rows: Packed) -> Tensor:
         else:
             hidden = decoder_layer(*arguments)
     with torch.autocast(hidden.device.type, enabled=False):  # head and logits: fp32 whatever surrounds them
-        return model.score(normed(backbone.norm, hidden).float())
+        return model.score(apply_norm(backbone.norm, hidden).float())
 
 
 def dropout_seeds(backbone: nn.Module, training: bool) -> Sequence[Tensor | None]:
@@ -175,11 +175,11 @@ def before_attention(
     """q (N, H, G, D), k and v (N, H, D) of H heads of keys and G heads of queries to each."""
     attention, N, D = layer.self_attn, hidden.size(0), layer.self_attn.head_dim
     linears = attention.q_proj, attention.k_proj, attention.v_proj
-    qkv = project(linears, attention.joined, normed(layer.input_layernorm, hidden), seed_of(seeds, 0))
+    qkv = project(linears, attention.joined, apply_norm(layer.input_layernorm, hidden), seed_of(seeds, 0))
     q, k, v = (x.view(N, -1, D) for x in qkv)
     if hasattr(attention, "q_norm"):  # Gemma-3
         q, k = attention.q_norm(q), attention.k_norm(k)
-    q, k = rotated(q, cos, sin), rotated(k, cos, sin)
+    q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
     return q.view(N, k.size(1), -1, D), k, v.contiguous()
 
 
@@ -187,12 +187,12 @@ def seed_of(seeds: Tensor | None, product: int) -> Tensor | None:
     return None if seeds is None else seeds[product]
 
 
-def normed(norm: nn.Module, x: Tensor) -> Tensor:
+def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """norm(x) in x's dtype, which Llama's and Qwen2's leave where their weights are stored in another."""
     return norm(x).to(x.dtype)
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions (Su et al. 2021, https://arxiv.org/abs/2104.09864).
 
     x (N, heads, D), cos and sin (N, 1, D); returns (N, heads, D).
@@ -208,12 +208,12 @@ def after_attention(layer: nn.Module, seeds: Tensor | None, hidden: Tensor, out:
     (out,) = project([attention.o_proj], base_of(attention.o_proj), out, seed_of(seeds, 1))
     gemma = hasattr(layer, "pre_feedforward_layernorm")  # norms after attention and MLP, too
     if gemma:
-        out = normed(layer.post_attention_layernorm, out)
+        out = apply_norm(layer.post_attention_layernorm, out)
     hidden = hidden + out
-    x = normed(layer.pre_feedforward_layernorm if gemma else layer.post_attention_layernorm, hidden)
+    x = apply_norm(layer.pre_feedforward_layernorm if gemma else layer.post_attention_layernorm, hidden)
     gate, up = project([mlp.gate_proj, mlp.up_proj], mlp.joined, x, seed_of(seeds, 2))
     (x,) = project([mlp.down_proj], base_of(mlp.down_proj), mlp.act_fn(gate) * up, seed_of(seeds, 3))
-    return hidden + (normed(layer.post_feedforward_layernorm, x) if gemma else x)
+    return hidden + (apply_norm(layer.post_feedforward_layernorm, x) if gemma else x)
 
 
 def compiled(region: Callable) -> Callable:

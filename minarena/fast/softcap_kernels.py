@@ -47,7 +47,7 @@ class CappedAttention(torch.autograd.Function):
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
         ctx.save_for_backward(q, k, v, out, lse, tiles)
         ctx.pairs, ctx.settings = pairs, (scale, softcap, window or 0, q.size(1), q.size(2), q.size(3))
-        launch(forward_kernel, FORWARD, q.size(1) * q.size(2), ctx.settings, q, k, v, out, lse, tiles)
+        launch_kernel(forward_kernel, FORWARD, q.size(1) * q.size(2), ctx.settings, q, k, v, out, lse, tiles)
         return out
 
     @staticmethod
@@ -57,13 +57,17 @@ class CappedAttention(torch.autograd.Function):
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         heads = q.size(1) * q.size(2)
         P, dS = q.new_empty(2, ctx.pairs, heads, TILE, TILE)
-        launch(queries_kernel, QUERIES, heads, ctx.settings, q, k, v, out, grad, lse, dq, P, dS, tiles)
-        launch(keys_kernel, KEYS, k.size(1), ctx.settings, P, grad, dv, tiles)
-        launch(keys_kernel, KEYS, k.size(1), ctx.settings, dS, q, dk, tiles)
+        launch_kernel(
+            backward_dq_kernel, QUERIES, heads, ctx.settings, q, k, v, out, grad, lse, dq, P, dS, tiles
+        )
+        launch_kernel(transpose_product_kernel, KEYS, k.size(1), ctx.settings, P, grad, dv, tiles)
+        launch_kernel(transpose_product_kernel, KEYS, k.size(1), ctx.settings, dS, q, dk, tiles)
         return dq, dk, dv, None, None, None, None, None
 
 
-def launch(kernel, blocks: tuple[int, int, int, int], heads: int, settings: tuple, *tensors: Tensor) -> None:
+def launch_kernel(
+    kernel, blocks: tuple[int, int, int, int], heads: int, settings: tuple, *tensors: Tensor
+) -> None:
     """One program for each block of a tile and each head. Every kernel gets all settings, used or not."""
     own, other, warps, stages = blocks
     grid = (tensors[-1].size(0) * (TILE // own), heads)
@@ -132,7 +136,8 @@ def forward_kernel(q, k, v, out, lse, tiles, SCALE: tl.constexpr, CAP: tl.conste
 
 
 @triton.jit
-def queries_kernel(q, k, v, out, grad, lse, dq, P_out, dS_out, tiles, SCALE: tl.constexpr, CAP: tl.constexpr,
+def backward_dq_kernel(q, k, v, out, grad, lse, dq, P_out, dS_out, tiles,
+                       SCALE: tl.constexpr, CAP: tl.constexpr,
                    WINDOW: tl.constexpr, H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
                    TILE: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr):  # fmt: skip
     """dQ; and for keys_kernel P and dS, TILE x TILE for each pair of tiles, 0 where nothing is seen."""
@@ -162,7 +167,8 @@ def queries_kernel(q, k, v, out, grad, lse, dq, P_out, dS_out, tiles, SCALE: tl.
 
 
 @triton.jit
-def keys_kernel(weights, x, out, tiles, SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr,
+def transpose_product_kernel(weights, x, out, tiles,
+                SCALE: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr,
                 H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
                 TILE: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr):  # fmt: skip
     """out (N, H, D) = weights^T x, summed over queries and their G heads: dV = P^T dO, dK = dS^T Q."""

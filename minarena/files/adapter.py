@@ -49,7 +49,7 @@ def save_adapter(folder: str | Path, model: nn.Module, config: AdapterConfig, ba
     (Path(folder) / "adapter_config.json").write_text(json.dumps(peft_config, indent=2) + "\n")
 
 
-def finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Neither NaN nor infinity in it; unlike isfinite() this makes no copies of a large tensor."""
     return not tensor.numel() or all(bound.isfinite().item() for bound in tensor.aminmax())
 
@@ -72,7 +72,7 @@ def read_peft(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
     for name, tensor in tensors.items():
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"{folder}/adapter_model.safetensors: {name} is stored as {tensor.dtype}")
-        if not finite(tensor):
+        if not is_finite(tensor):
             raise ValueError(f"{folder}/adapter_model.safetensors: {name} has values that are not finite")
     return stored, tensors
 

@@ -21,14 +21,14 @@ from torch import nn
 
 from minarena.files.adapter import save_adapter
 from minarena.files.durable import (
-    ASIDE,
     RECORDED,
+    TMP_SUFFIX,
     commit,
     file_record,
     flush_to_disk,
-    put_in_place,
+    naming_os_errors,
+    replace_durably,
     write_text,
-    writing,
 )
 from minarena.model import AdapterConfig
 
@@ -36,7 +36,7 @@ KEPT = 2  # newest checkpoints; the older of the two is for the case that the ne
 FINISHED = "adapter_config.json"  # in a run's folder it tells that the run is finished: it is written last
 
 
-def claim(out: str, options: dict) -> None:
+def create_run_folder(out: str, options: dict) -> None:
     """Take the folder of a new run: it gets train_config.json (options, versions, commit).
 
     Raises ValueError where it holds another run.
@@ -60,7 +60,7 @@ def claim(out: str, options: dict) -> None:
 def log_event(out: str, event: str, step: int, **values) -> None:
     """Append one line to log.jsonl."""
     path = Path(out) / "log.jsonl"
-    with writing(path), open(path, "a") as file:
+    with naming_os_errors(path), open(path, "a") as file:
         file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
 
 
@@ -68,13 +68,13 @@ def save_checkpoint(
     out: str, step: int, model: nn.Module, optimizer, config: AdapterConfig, base: str
 ) -> None:
     """Write out/checkpoint-{step} and delete all older ones but the newest two."""
-    final, aside = Path(out) / f"checkpoint-{step}", Path(out) / ASIDE
-    with writing(final, aside):
+    final, aside = Path(out) / f"checkpoint-{step}", Path(out) / TMP_SUFFIX
+    with naming_os_errors(final, aside):
         shutil.rmtree(aside, ignore_errors=True)
         save_adapter(aside, model, config, base)
         tensors, plain = {}, {}
         for index, state in optimizer.state_dict()["state"].items():
-            for key, value in flat(state):
+            for key, value in flatten_state(state):
                 # clone: bitsandbytes' states share a table, and safetensors refuses that
                 if isinstance(value, torch.Tensor):
                     tensors[f"{index}/{key}"] = value.detach().cpu().clone()
@@ -95,20 +95,20 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
-def finish(out: str, table, model: nn.Module, config: AdapterConfig, base: str) -> None:
+def save_results(out: str, table, model: nn.Module, config: AdapterConfig, base: str) -> None:
     """Write the run's results: eval.parquet and the adapter."""
-    folder, aside = Path(out), Path(out) / ASIDE
-    with writing(folder, aside):
+    folder, aside = Path(out), Path(out) / TMP_SUFFIX
+    with naming_os_errors(folder, aside):
         shutil.rmtree(aside, ignore_errors=True)
         save_adapter(aside, model, config, base)
         table.to_parquet(aside / "eval.parquet", index=False)
         flush_to_disk(folder / "log.jsonl")
         for name in ("eval.parquet", "adapter_model.safetensors", FINISHED):
-            put_in_place(aside / name, folder / name)
+            replace_durably(aside / name, folder / name)
         aside.rmdir()
 
 
-def flat(state: dict):
+def flatten_state(state: dict):
     """(name, value) of an optimiser's state; bitsandbytes nests its own, and takes it back flat."""
     for key, value in state.items():
         yield from value.items() if isinstance(value, dict) else [(key, value)]

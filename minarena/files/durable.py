@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from minarena.runtime.console import first_line
 
 RECORDED = ("torch", "transformers", "bitsandbytes", "safetensors", "numpy", "pandas", "ftfy")
-ASIDE = "unfinished"  # what is being written; a crash leaves it, and the next write clears it away
+TMP_SUFFIX = "unfinished"  # what is being written; a crash leaves it, and the next write clears it away
 
 
 def commit() -> str | None:
@@ -37,7 +37,7 @@ def commit() -> str | None:
 
 
 @contextmanager
-def writing(path: str | Path, aside: Path | None = None) -> Iterator[None]:
+def naming_os_errors(path: str | Path, aside: Path | None = None) -> Iterator[None]:
     """What goes wrong in the block is an OSError that names `path`, and `aside`, the unfinished, is deleted.
 
     The system names no file for a full disk, and safetensors' error is none that Python knows.
@@ -52,13 +52,13 @@ def writing(path: str | Path, aside: Path | None = None) -> Iterator[None]:
 
 
 def write_text(text: str, path: Path) -> None:
-    aside = path.with_name(f"{path.name}.{ASIDE}")
-    with writing(path, aside):
+    aside = path.with_name(f"{path.name}.{TMP_SUFFIX}")
+    with naming_os_errors(path, aside):
         aside.write_text(text)
-        put_in_place(aside, path)
+        replace_durably(aside, path)
 
 
-def put_in_place(aside: str | Path, path: str | Path) -> None:
+def replace_durably(aside: str | Path, path: str | Path) -> None:
     flush_to_disk(Path(aside))
     os.replace(aside, path)
     flush_to_disk(Path(path).resolve().parent)
@@ -94,10 +94,10 @@ def file_record(path: str) -> dict:
 
 def write_whole(table: pd.DataFrame, path: str) -> None:
     """Write a table by its ending, .csv or .parquet; until it is on the disk, nothing has that name."""
-    aside = Path(f"{path}.{ASIDE}")
-    with writing(path, aside):
+    aside = Path(f"{path}.{TMP_SUFFIX}")
+    with naming_os_errors(path, aside):
         if path.endswith(".csv"):
             table.to_csv(aside, index=False)
         else:
             table.to_parquet(aside, index=False, write_page_checksum=True)
-        put_in_place(aside, path)
+        replace_durably(aside, path)

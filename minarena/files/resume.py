@@ -24,24 +24,34 @@ from minarena.model import adapter_tensors
 from minarena.runtime.console import first_line, say
 
 # What a resumed run may change: nothing of it decides the result.
-FREE = {"out", "resume", "swap", "eval_every", "save_every", "token_budget", "log_to", "versions", "commit"}
-FREE |= {"world_size", "path"}  # path: compared when it is known, after the base is loaded
+MAY_CHANGE_ON_RESUME = {
+    "out",
+    "resume",
+    "swap",
+    "eval_every",
+    "save_every",
+    "token_budget",
+    "log_to",
+    "versions",
+    "commit",
+}
+MAY_CHANGE_ON_RESUME |= {"world_size", "path"}  # path: compared when it is known, after the base is loaded
 
 
-def compare(out: str, options: dict) -> dict:
+def check_same_options(out: str, options: dict) -> dict:
     """The record of the run in `out`; ValueError where these options would not go on with it, naming one."""
     path = Path(out) / "train_config.json"
     if not path.exists() and not find_checkpoints(out):
         raise ValueError(f"--resume: no run in {out}: leave --resume away, or give the run's --out")
     begun = read_record(path)
-    for name in sorted((options.keys() | begun.keys()) - FREE):
+    for name in sorted((options.keys() | begun.keys()) - MAY_CHANGE_ON_RESUME):
         if begun.get(name) != options.get(name):
             change = f"{name} was {begun.get(name)!r}, now it is {options.get(name)!r}"
             raise ValueError(f"--resume: {change}: a resumed run keeps its options")
     return begun
 
 
-def finished(out: str) -> dict | None:
+def finished_result(out: str) -> dict | None:
     """What train.py printed at the end of a finished run, without speed; None of an unfinished one."""
     if not (Path(out) / FINISHED).exists():
         return None
@@ -54,7 +64,7 @@ def finished(out: str) -> dict | None:
     return result | {"eval": {**own, **figures}}
 
 
-def restore_(out: str, model: nn.Module, optimizer, writes: bool = True) -> int:
+def load_checkpoint_(out: str, model: nn.Module, optimizer, writes: bool = True) -> int:
     """Put the newest good checkpoint's weights and optimiser state into place; returns the steps done.
 
     A damaged one is named on the way and the one before is taken. writes: whether the log is cut to these

@@ -43,13 +43,13 @@ def read_merge(folder: str, shapes: Shapes) -> Merge:
     """
     config, tensors = read_peft(folder)
     try:
-        return checked(folder, config, tensors, shapes)
+        return build_merge(folder, config, tensors, shapes)
     except (re.error, TypeError, AttributeError) as error:  # a pattern that is none, a number for a list, ...
         pattern = f" in {error.pattern!r}" if isinstance(error, re.error) else ""
         raise ValueError(f"--adapter {folder}: adapter_config.json is damaged: {error}{pattern}") from error
 
 
-def checked(folder: str, config: dict, tensors: dict[str, Tensor], shapes: Shapes) -> Merge:
+def build_merge(folder: str, config: dict, tensors: dict[str, Tensor], shapes: Shapes) -> Merge:
     refuse_settings(folder, config)
     sides: dict[str, dict[str, Tensor]] = {}
     replaced = {}
@@ -66,7 +66,7 @@ def checked(folder: str, config: dict, tensors: dict[str, Tensor], shapes: Shape
         there, saved = (any(f".{module}." in f".{name}" for name in names) for names in (shapes, replaced))
         if there and not saved:
             raise ValueError(f"--adapter {folder}: modules_to_save {module!r} has no tensors in the file")
-    matrices = {module: matrix(folder, module, sides[module], config, shapes) for module in sides}
+    matrices = {module: lora_of(folder, module, sides[module], config, shapes) for module in sides}
     return Merge(matrices, replaced, config)
 
 
@@ -123,12 +123,12 @@ def matches(names: list[str] | str | None, module: str) -> bool:
     return any(f".{module}".endswith(f".{name}") for name in names or [])
 
 
-def matrix(
+def lora_of(
     folder: str, module: str, sides: dict[str, Tensor], config: dict, shapes: Shapes
 ) -> tuple[Tensor, Tensor, float]:
     """(A, B, scale) of one projection, its own rank and alpha looked up as PEFT does."""
-    r = looked_up("rank_pattern", module, config, config["r"])
-    alpha = looked_up("alpha_pattern", module, config, config["lora_alpha"])
+    r = pattern_value("rank_pattern", module, config, config["r"])
+    alpha = pattern_value("alpha_pattern", module, config, config["lora_alpha"])
     rows, columns = shapes[f"{module}.weight"]
     for side, wanted in (("A", (r, columns)), ("B", (rows, r))):
         where = f"--adapter {folder}: {module}.lora_{side}.weight"
@@ -142,7 +142,7 @@ def matrix(
     return sides["A"], sides["B"], alpha / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
-def looked_up(pattern: str, module: str, config: dict, default):
+def pattern_value(pattern: str, module: str, config: dict, default):
     """The first entry whose key, a regular expression, ends the module's name (peft/utils/other.py,
     get_pattern_key)."""
     for key, value in (config.get(pattern) or {}).items():

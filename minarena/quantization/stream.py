@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from tqdm import tqdm
 
-from minarena.files.adapter import finite
+from minarena.files.adapter import is_finite
 from minarena.files.base import check_vocabulary, load_tokenizer
 from minarena.files.shards import (
     DTYPES,
@@ -67,7 +67,7 @@ def open_source(folder: str, adapter: str | None = None, labels: int = 2) -> Sou
     not."""
     config, shapes = classifier(folder, labels)
     stored = open_shards(folder)
-    tensors = fitted(folder, stored, shapes)
+    tensors = match_tensors(folder, stored, shapes)
     if config.dtype is None:  # then transformers, too, takes the first floating tensor's
         config.dtype = next(FLOATS[tensor.dtype] for tensor in stored.values() if tensor.dtype in FLOATS)
     merge = read_merge(adapter, shapes) if adapter else Merge({}, {}, {})
@@ -106,7 +106,7 @@ def classifier(folder: str, labels: int) -> tuple[object, Shapes]:
     return config, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def fitted(folder: str, stored: dict[str, Stored], shapes: Shapes) -> dict[str, Stored]:
+def match_tensors(folder: str, stored: dict[str, Stored], shapes: Shapes) -> dict[str, Stored]:
     """The tensors under the classifier's names, without an LM head; ValueError where they do not fit."""
     tensors = {}
     for key, tensor in stored.items():
@@ -146,7 +146,7 @@ def is_projection(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def set_aside(out: str, size: int) -> Iterator[Path]:
+def new_folder(out: str, size: int) -> Iterator[Path]:
     """A new folder `out`.unfinished that becomes `out` if the block ends well, and is gone if it does not.
 
     size: bytes that will be written. Raises ValueError where either folder exists or the disk is full.
@@ -224,7 +224,7 @@ def converted(
         else:
             new = name == "score.weight" and source.head == "new"
             tensor = new_head(source, seed) if new else source.read(name)
-            if not finite(tensor):
+            if not is_finite(tensor):
                 raise ValueError(f"{source.folder}: tensor {name} has NaN or infinity in it")
             yield tensor
         bar.update(sum(layout.bytes() for layout in layouts_of(source, name)))
@@ -241,7 +241,7 @@ def quantized(source: Source, name: str, device) -> tuple[Tensor, Tensor, float 
     as it is: error None."""
     module = name.removesuffix(".weight")
     if source.read(name).dtype == torch.int8 and module not in source.merge.matrices:
-        if not finite(source.read(f"{module}.SCB")):
+        if not is_finite(source.read(f"{module}.SCB")):
             raise ValueError(f"{source.folder}: tensor {module}.SCB has NaN or infinity in it")
         return source.read(name), source.read(f"{module}.SCB"), None
     parts, wrong, whole = [], 0.0, 0.0

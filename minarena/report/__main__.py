@@ -109,9 +109,10 @@ def good(judges: dict[str, pd.DataFrame]) -> str:
     rule = rule.astype(float).where(rows["right"].notna() & longer.notna())
     words = "does better than|does worse than|does not differ from|cannot be compared with"
     how = compared(rows["right"] - rule, rows, words)
-    said = f"{name} agrees with people on {pm(*mean(rows['right'], rows))} of {len(rows):,} rows, and {how} "
-    said += f"the rule that the longer answer wins: {pm(*mean(rule, rows))}."
-    loss = f"Log loss of {name}: {pm(*mean(rows['loss'], rows))}; no skill is 0.693 (dotted)."
+    agrees = with_error(*mean(rows["right"], rows))
+    said = f"{name} agrees with people on {agrees} of {len(rows):,} rows, and {how} "
+    said += f"the rule that the longer answer wins: {with_error(*mean(rule, rows))}."
+    loss = f"Log loss of {name}: {with_error(*mean(rows['loss'], rows))}; no skill is 0.693 (dotted)."
     words = "worse than|better than|as good as|not comparable with"
     told = {other: compared(rows["loss"] - judges[other]["loss"], rows, words) for other in others}
     for how in words.split("|"):
@@ -143,8 +144,8 @@ def believed(judges: dict[str, pd.DataFrame]) -> str:
         over, sure = reliability.overconfidence(label, p), np.maximum(p, 1 - p).mean()
         words = "is over-confident|is under-confident|is as sure as it is right|may be over-confident"
         said = f"{name} {compared(over, rows, words)}: {sure:.3f} sure, {sure - over.mean():.3f} right. "
-        said += f"ECE {pm(*ece)}; labels drawn from its probabilities would give {chance:.3f}. "
-        said += f"Brier score {pm(*mean(reliability.brier(label, p), rows))}; "
+        said += f"ECE {with_error(*ece)}; labels drawn from its probabilities would give {chance:.3f}. "
+        said += f"Brier score {with_error(*mean(reliability.brier(label, p), rows))}; "
         panels.append((ax, said + "no skill is 0.250. Grey: share of the rows."))
     return section("Can I believe its probabilities?", panels)
 
@@ -161,8 +162,10 @@ def position(done: list[Run]) -> str:
         words = "the answer shown first|the answer shown second|no place|one place or none"
         place = compared(reliability.first(ab, ba) - 0.5, rows, words)
         said = f"{one.name} favours {place}: P(the first wins) is "
-        said += f"{pm(*mean(ab, rows))} when a is first and {pm(*mean(1 - ba, rows))} when b is. "
-        said += f"{pm(*mean(flip, rows))} of its verdicts flip with the order."
+        said += (
+            f"{with_error(*mean(ab, rows))} when a is first and {with_error(*mean(1 - ba, rows))} when b is. "
+        )
+        said += f"{with_error(*mean(flip, rows))} of its verdicts flip with the order."
         said += f" Drawn are at most {POINTS:,} rows of a colour." * bool(flip.value_counts().max() > POINTS)
         panels.append((named(ax), said))
     return section("Does the position matter?", panels)
@@ -178,7 +181,7 @@ def length(name: str, rows: pd.DataFrame) -> str:
         ax.errorbar(x, y, 2 * error, fmt="o-", color=colour, markersize=4, label=who)
         for figure in (reliability.slope, reliability.correlation):
             drawn = reliability.bootstrap(lambda w, f=figure, y=rows[column]: f(ratio, y, w), rows["group"])
-            found.append(pm(*drawn))
+            found.append(with_error(*drawn))
     more = reliability.bootstrap(
         lambda w: reliability.slope(ratio, rows["p"] - rows["label"], w), rows["group"]
     )
@@ -210,7 +213,9 @@ def by_group(groups: dict[str, pd.DataFrame]) -> tuple[Axes, str]:
     # the ends of many groups are two standard errors apart by chance alone
     noise = f"within the noise of {len(figures)} groups" if error >= 0 else "too little to tell"
     size = "more than noise" if gap > 3 * error else noise
-    said = f"Lowest: {low}, {pm(*figures[low])}; highest: {high}, {pm(*figures[high])}: {size}."
+    said = (
+        f"Lowest: {low}, {with_error(*figures[low])}; highest: {high}, {with_error(*figures[high])}: {size}."
+    )
     return forest("accuracy", figures, 0.5), said
 
 
@@ -256,11 +261,13 @@ def numbers(groups: dict[str, pd.DataFrame]) -> str:
     columns = [
         (name, some, mean(some["right"], some), mean(some["loss"], some)) for name, some in groups.items()
     ]
-    rows = [(name, f"{len(some):,}", pm(*right), pm(*loss)) for name, some, right, loss in columns]
+    rows = [
+        (name, f"{len(some):,}", with_error(*right), with_error(*loss)) for name, some, right, loss in columns
+    ]
     return table(("", "rows", "accuracy", "log loss"), rows)
 
 
-def pm(value: float, error: float) -> str:
+def with_error(value: float, error: float) -> str:
     """An error of 0 (but for rounding) is none: that of a few values which happen to be equal."""
     return "unknown" if np.isnan(value) else f"{value:.3f}" + f" ± {error:.3f}" * bool(error > 1e-9)
 

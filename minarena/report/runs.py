@@ -131,5 +131,5 @@ def judge_name(one: Run, order: str) -> str:
 def judged(rows: pd.DataFrame, p: pd.Series) -> pd.DataFrame:
     """With p, P(a wins), and how good it is: right (1, 0, nan where the label is one half), loss in nats."""
     label, right = rows["label"], pd.Series(np.nan, rows.index)
-    right[label != 0.5] = metrics.correct(label, p)
+    right[label != 0.5] = metrics.is_correct(label, p)
     return rows.assign(p=p, right=right, loss=metrics.cross_entropy(label, p))

@@ -78,7 +78,7 @@ def describe_data(config: TrainConfig, pairs: pd.DataFrame, held_out: pd.DataFra
     )
 
 
-def describe(config: TrainConfig, model: nn.Module, rows: list, steps: int, budget: int) -> None:
+def print_plan(config: TrainConfig, model: nn.Module, rows: list, steps: int, budget: int) -> None:
     """What is trained, in how many steps of what size, and what memory it takes whatever the rows."""
     device, learnt = next(model.parameters()).device, sum(p.numel() for p in trainable(model))
     # the fast path's joined weights are the same memory once more
@@ -109,7 +109,7 @@ def plus_minus(figures: dict, name: str) -> str:
     return f"{figures[name]:.4f} ± {float('nan') if error is None else error:.4f}"
 
 
-def report(config: TrainConfig, result: dict, held_out: int) -> None:
+def print_results(config: TrainConfig, result: dict, held_out: int) -> None:
     """The last table."""
     say(f"\n{held_out} held-out rows    accuracy          log loss")
     for name in ("ab", "ba", "mean"):

@@ -26,16 +26,16 @@ import torch.distributed as ranks
 from minarena.dist import this_world
 
 
-def together(command: Callable, *arguments) -> None:
+def launch(command: Callable, *arguments) -> None:
     """command(*arguments), under torchrun in company (ranks.py)."""
     world = this_world()
     if world.size > 1:
-        in_company(command, arguments, world.rank, world.size)
+        run_rank(command, arguments, world.rank, world.size)
     else:
         command(*arguments)
 
 
-def in_company(command: Callable, arguments: tuple, rank: int, size: int) -> None:
+def run_rank(command: Callable, arguments: tuple, rank: int, size: int) -> None:
     """Only rank 0 is heard, errors apart. After an error, or an exit with a number, it does not return."""
     store = next(iter(ranks.rendezvous("env://")))[0]  # torchrun's own, which outlives the ranks
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -64,7 +64,7 @@ def watch(before: int, ring, store, ending: threading.Lock) -> None:
         ranks.recv(torch.zeros(1), src=before, group=ring)
     except RuntimeError:  # the connection is closed
         with ending:
-            last_words(store, f"\nrank {before} has gone: killed? (out of memory?)")
+            report_first_failure(store, f"\nrank {before} has gone: killed? (out of memory?)")
             os._exit(1)
 
 
@@ -78,22 +78,24 @@ def end(error: BaseException, ring, store, ending: threading.Lock) -> None:
             if rank := ranks.get_rank():
                 time.sleep(3)  # rank 0 says the same, if it has the same command, and is heard
                 sys.stderr.seek(0)
-                last_words(store, f"rank {rank}: {shlex.join(sys.argv)}\n{sys.stderr.read()}".rstrip())
+                report_first_failure(
+                    store, f"rank {rank}: {shlex.join(sys.argv)}\n{sys.stderr.read()}".rstrip()
+                )
             else:
-                last_words(store, "")
+                report_first_failure(store, "")
                 time.sleep(3)  # a rank that begins later ends by itself, too
         elif isinstance(code, int):  # a signal: all ranks end with it
             with contextlib.suppress(RuntimeError):  # rank 0 could not save, and has said so
                 ranks.barrier(ring)
         else:
             known = isinstance(error, SystemExit)
-            last_words(store, code if known else "".join(traceback.format_exception(error)))
+            report_first_failure(store, code if known else "".join(traceback.format_exception(error)))
             code = 1
         sys.stdout.flush()
         os._exit(code)
 
 
-def last_words(store, words: str) -> None:
+def report_first_failure(store, words: str) -> None:
     """Of all ranks the first that fails says why ("": has said so); the others fail because of it, too."""
     try:
         first = store.add("failed", 1) == 1

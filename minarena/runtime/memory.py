@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from minarena.batching import deal
+from minarena.batching import balance_by_tokens
 from minarena.dist import World
 from minarena.runtime.console import say
 from minarena.step import seed_dropout
 
 
-def within_memory_(attempt: Callable, rows: Sequence, computing: dict, auto: bool, seed: tuple = ()):
+def retry_on_oom_(attempt: Callable, rows: Sequence, computing: dict, auto: bool, seed: tuple = ()):
     """attempt(token_budget=...), again and again with a smaller one until it fits, if `auto`.
 
     attempt: may be called again after torch's out-of-memory error. rows: its token ids; a budget below the
@@ -50,7 +50,7 @@ def within_memory_(attempt: Callable, rows: Sequence, computing: dict, auto: boo
         torch.cuda.empty_cache()
 
 
-def predict_shares(
+def predict_on_all_ranks(
     predict: Callable, rows: Sequence, ids: pd.Series, computing: dict, auto: bool, world: World
 ) -> np.ndarray:
     """(rows,): predict(share, names=...) of each rank's share of the rows, put together by id on every rank.
@@ -58,11 +58,13 @@ def predict_shares(
     predict: predict_first, with all but rows, names and token_budget. ids: of the rows, unique. Raises
     ValueError that names the id of a row without a prediction.
     """
-    share = np.sort(deal([len(row) for row in rows], world.size)[world.rank])  # equally many tokens
+    share = np.sort(
+        balance_by_tokens([len(row) for row in rows], world.size)[world.rank]
+    )  # equally many tokens
     mine, names = [rows[i] for i in share], ids.iloc[share].tolist()
-    p = within_memory_(partial(predict, mine, names=names), mine, computing, auto)
+    p = retry_on_oom_(partial(predict, mine, names=names), mine, computing, auto)
     found = {}
-    for part in world.gather(dict(zip(names, p, strict=True))):
+    for part in world.all_gather(dict(zip(names, p, strict=True))):
         found |= part
     missing = [name for name in ids if name not in found]
     if missing:

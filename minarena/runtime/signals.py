@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stop_requests(heard: bool = True) -> Iterator[list[int]]:
+def catch_stop_signals(heard: bool = True) -> Iterator[list[int]]:
     """Gives a list that is empty until a signal comes; in the block a signal only adds its number to it.
 
     A Ctrl-C after the first signal ends the process at once. A second SIGTERM does not: `timeout` and some
