@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_sources import chosen_rows, jsonl
+from test_layouts import chosen_rows, jsonl
 from tqdm import tqdm
 
 from minarena.data import split

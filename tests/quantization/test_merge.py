@@ -16,7 +16,7 @@ import pytest
 import torch
 from bases import random_base, write_base
 from safetensors.torch import load_file, save_file
-from test_convert import by_transformers, tensors_of
+from test_stream import by_transformers, tensors_of
 
 from minarena.files.adapter import save_adapter
 from minarena.int8 import dequantize
