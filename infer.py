@@ -4,8 +4,8 @@
     python infer.py --adapter runs/ab runs/ba --data test.parquet    submission.csv: id, winner
     python infer.py --adapter runs/ab --tta all --data more.parquet --pseudo pseudo.parquet    soft labels
 
-Each adapter sees the rows in the order it was trained in. A long file is done in parts: stopped, the same
-command goes on. The last line on stdout is one JSON object.
+Each adapter sees the rows in the order it was trained in. A long file is done in parts: after an interruption
+the same command goes on. The last line on stdout is one JSON object.
 """
 
 import json
@@ -14,23 +14,26 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
-from minarena.config import InferConfig, parse
+from minarena.config import SEED, UNRECORDED, InferConfig, parse
 from minarena.dist import World, this_world
 from minarena.ensemble.parts import PART, open_parts
-from minarena.ensemble.predict import TrainedAdapter, find_adapter, passes, predict_pairs
+from minarena.ensemble.predict import Predictor, TrainedAdapter, find_adapter, passes, predict_pairs
 from minarena.ensemble.pseudo_labels import check, distilled, unlabelled, write_labels
 from minarena.fast.path import take_fast_path_
 from minarena.files.base import check_folder, load_base
-from minarena.files.durable import file_record, write_whole
+from minarena.files.durable import TMP_SUFFIX, file_record, write_whole
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
 from minarena.metrics import scores
 from minarena.model import DTYPES, default_dtype
-from minarena.runtime.console import by_language, device_name, plain_bars, plus_minus, run, say
+from minarena.runtime.console import by_language, device_name, plain_bars, plus_minus, run_command, say
 from minarena.runtime.launch import launch
-from minarena.tiny import demo_pairs
+from minarena.step import make_compute
+from minarena.text import pad_id
+from minarena.tiny import HELD_OUT_ROWS, demo_pairs
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -39,19 +42,26 @@ def main(argv: list[str] | None = None) -> dict:
     if config.pseudo or config.distill or config.exclude or config.pseudo_threshold is not None:
         check(config)
     out = config.pseudo or config.out
-    for path in filter(None, [out, config.probs]):
-        writable(path, [*config.data, *config.exclude], world)
+    for path in [out, config.probs] if config.probs else [out]:
+        check_writable(path, [*config.data, *config.exclude], world)
     if out == config.probs:
         raise ValueError(f"--probs {out} is the other output's file, too: give another name")
     if config.distill:
         table, p_a = distilled(config)
         result, parts = {"runs": config.distill, "seconds": 0.0}, None
     else:
-        table, p_a, result, parts = predict(config, out, world)
+        adapters = [find_adapter(argument) for argument in config.adapter]
+        device = resolve(config, adapters, world)
+        table = unlabelled(config) if config.pseudo else load_rows(config)
+        describe(config, adapters, table, out, device)
+        parts = claim_parts(config, adapters, len(table), out, world)
+        p_a, seconds = predict(config, adapters, table, parts, device, world)
+        made = describe_passes(config, adapters)
+        result = {"adapters": config.adapter, "passes": made, "seconds": round(seconds, 2)}
     if world.rank:
-        return {}  # rank 0 has the same, and it alone writes
-    result = {"out": out, "probs": config.probs, "rows": len(table), **result}
+        return {}  # rank 0 has the same and writes it
 
+    result = {"out": out, "probs": config.probs, "rows": len(table), **result}
     p = p_a.loc[table["id"]].to_numpy()  # by id, in input order
     if config.pseudo:
         result["labels"] = write_labels(out, table, p_a, config.pseudo_threshold)
@@ -74,80 +84,43 @@ def main(argv: list[str] | None = None) -> dict:
     return result
 
 
-def predict(config: InferConfig, out: str, world: World) -> tuple[pd.DataFrame, pd.Series, dict, Path | None]:
-    """(rows, P(response_a wins) by id, what was done, folder of the parts if there are several)"""
-    adapters = [find_adapter(argument) for argument in config.adapter]
+def check_writable(path: str, inputs: list[str], world: World) -> None:
+    """Before anything slow: the ending must be known, and the file one that is not read and can be
+    written."""
+    if Path(path).suffix not in (".csv", ".parquet"):
+        raise ValueError(f"{path}: must end in .csv or .parquet")
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: a folder has that name: give another")
+    if Path(path).resolve() in [Path(name).resolve() for name in inputs]:
+        raise ValueError(f"{path}: is read, and would be replaced: give another name")
+    if world.rank:
+        return
+    tmp = Path(f"{path}.{TMP_SUFFIX}")  # the name under which write_whole begins
+    try:
+        tmp.touch()
+        tmp.unlink()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def resolve(config: InferConfig, adapters: list[TrainedAdapter], world: World) -> torch.device:
+    """Fill in, in place, what was not typed: as the adapters were trained; returns the device."""
     for adapter in adapters:
         if not adapter.record:
             unknown = f"{adapter.folder}: no train_config.json, taken as order {adapter.order}"
             say(f"{unknown} (DIR:ba = otherwise)")
-    base = config.model or recorded(adapters, "model")
-    if base != "tiny":
-        check_folder(base)
-    how = {
-        "max_length": config.max_length or recorded(adapters, "max_length", 2200),
-        "truncation": config.truncation or recorded(adapters, "truncation", "left"),
-    }
-    matmul = config.matmul or recorded(adapters, "matmul", "dequant")
+    for name in ("model", "max_length", "truncation", "matmul"):
+        if getattr(config, name) is None:
+            setattr(config, name, recorded(adapters, name))
+    check_folder(config.model)
     device = world.device()
-    word = config.dtype or default_dtype(device, training=False)
-    dtype = DTYPES[word]
-    table = unlabelled(config) if config.pseudo else load_rows(config, base)
-    say(
-        f"rows      {len(table):,}{by_language(table)}",
-        f"passes    {', '.join(done(adapters, config))}",
-        f"model     {base}, {word} on {device_name(device)}",
-        f"output    {out}",
-    )
-    parts = None
-    if len(table) > PART or world.size > 1:
-        made_by = {"adapter": [[adapter.order, weights_record(adapter)] for adapter in adapters]}
-        made_by["data"] = [file_record(path)["sha256"] for path in config.data]
-        made_by |= {**how, "model": base, "dtype": str(dtype), "matmul": matmul, "fast": config.fast}
-        world.require_same_on_all_ranks(made_by)
-        parts = open_parts(f"{out}.parts", made_by) if len(table) > PART and not world.rank else None
-    model, tokenizer = load_base(base, device, dtype, matmul)
-    if config.fast == "on" and device.type == "cuda":
-        take_fast_path_(model, dtype)
-    texts = repaired(table, ranks=world.local_size)
-    start = time.perf_counter()
-    p_a = predict_pairs(
-        model,
-        tokenizer,
-        texts,
-        adapters,
-        tta=config.tta,
-        fraction=config.tta_fraction,
-        weights=config.weights,
-        token_budget=16384 if config.token_budget == "auto" else config.token_budget,
-        auto=config.token_budget == "auto",
-        dtype=dtype,
-        folder=parts,
-        world=world,
-        **how,
-    )
-    result = {"adapters": config.adapter, "passes": done(adapters, config)}
-    return table, p_a, {**result, "seconds": round(time.perf_counter() - start, 2)}, parts
+    config.dtype = config.dtype or default_dtype(device, training=False)
+    return device
 
 
-def done(adapters: list[TrainedAdapter], config: InferConfig) -> list[str]:
-    """The passes that were made, in words."""
-    plan = {(i, order) for i, order, _ in passes(adapters, config.tta, None)}
-    every = [
-        (i, order)
-        for i, order, _ in passes(adapters, "all" if config.tta == "uncertain" else config.tta, None)
-    ]
-    share = f" ({config.tta_fraction:.0%} of the rows)"
-    return [f"{adapters[i].folder} {order}" + share * ((i, order) not in plan) for i, order in every]
-
-
-def weights_record(adapter: TrainedAdapter) -> str:
-    return file_record(f"{adapter.folder}/adapter_model.safetensors")["sha256"]
-
-
-def recorded(adapters: list[TrainedAdapter], name: str, default=None):
-    """An option as the adapters were trained; they must agree, for one base serves them all."""
-    values = {adapter.folder: adapter.record.get(name, default) for adapter in adapters}
+def recorded(adapters: list[TrainedAdapter], name: str):
+    """An option as the adapters were trained; all must agree, because one base serves them."""
+    values = {adapter.folder: adapter.record.get(name, UNRECORDED.get(name)) for adapter in adapters}
     flag = "--" + name.replace("_", "-")
     if len(set(values.values())) > 1:
         raise ValueError(f"the adapters were trained with different {flag}: {values}: give {flag}")
@@ -157,33 +130,80 @@ def recorded(adapters: list[TrainedAdapter], name: str, default=None):
     return value
 
 
-def writable(path: str, inputs: list[str], world: World) -> None:
-    """Before anything slow: the ending must be known and the file one that can be written, and not read."""
-    if Path(path).suffix not in (".csv", ".parquet"):
-        raise ValueError(f"{path}: must end in .csv or .parquet")
-    if Path(path).is_dir():
-        raise ValueError(f"{path}: a folder has that name: give another")
-    if Path(path).resolve() in [Path(name).resolve() for name in inputs]:
-        raise ValueError(f"{path}: is read, and would be replaced: give another name")
-    if world.rank:
-        return
-    aside = Path(f"{path}.unfinished")  # the name under which parts.py will write it
-    try:
-        aside.touch()
-        aside.unlink()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def load_rows(config: InferConfig, base: str) -> pd.DataFrame:
+def load_rows(config: InferConfig) -> pd.DataFrame:
     if config.data:
         return read_pairs(config.data, config.limit, bar=tqdm)
-    if base != "tiny":
+    if config.model != "tiny":
         raise ValueError("--data FILE is needed: only the demo has rows of its own")
     say("The demo's held-out pairs: about topics that the training pairs never mention.")
-    table = demo_pairs(600, seed=0xFACED, held_out=True)
+    table = demo_pairs(HELD_OUT_ROWS, SEED, held_out=True)
     return table.head(config.limit or len(table))
 
 
+def describe(config: InferConfig, adapters: list[TrainedAdapter], table, out: str, device) -> None:
+    say(
+        f"rows      {len(table):,}{by_language(table)}",
+        f"passes    {', '.join(describe_passes(config, adapters))}",
+        f"model     {config.model}, {config.dtype} on {device_name(device)}",
+        f"output    {out}",
+    )
+
+
+def describe_passes(config: InferConfig, adapters: list[TrainedAdapter]) -> list[str]:
+    """Every pass over the rows, in words: `runs/ab ab`, `runs/ab ba (40% of the rows)`."""
+    uncertain = config.tta == "uncertain"
+    on_all_rows = {(i, order) for i, order, _ in passes(adapters, config.tta, None)}
+    words = []
+    for i, order, _ in passes(adapters, "all" if uncertain else config.tta, None):
+        some = "" if (i, order) in on_all_rows else f" ({config.tta_fraction:.0%} of the rows)"
+        words.append(f"{adapters[i].folder} {order}{some}")
+    return words
+
+
+def claim_parts(
+    config: InferConfig, adapters: list[TrainedAdapter], rows: int, out: str, world: World
+) -> Path | None:
+    """The folder of the parts of a long file, on the rank that writes; None for a short one.
+
+    Raises ValueError where ranks differ, or where the folder holds parts of another command.
+    """
+    if rows <= PART and world.size == 1:
+        return None
+    options = {
+        name: getattr(config, name) for name in ("max_length", "truncation", "model", "matmul", "fast")
+    }
+    decides = options | {"dtype": str(DTYPES[config.dtype])}
+    decides["adapter"] = [[adapter.order, weights_hash(adapter)] for adapter in adapters]
+    decides["data"] = [file_record(path)["sha256"] for path in config.data]
+    world.require_same_on_all_ranks(decides)
+    return open_parts(f"{out}.parts", decides) if rows > PART and not world.rank else None
+
+
+def weights_hash(adapter: TrainedAdapter) -> str:
+    return file_record(f"{adapter.folder}/adapter_model.safetensors")["sha256"]
+
+
+def predict(
+    config: InferConfig,
+    adapters: list[TrainedAdapter],
+    table: pd.DataFrame,
+    parts: Path | None,
+    device: torch.device,
+    world: World,
+) -> tuple[pd.Series, float]:
+    """(P(response_a wins) by id, seconds without loading)"""
+    dtype = DTYPES[config.dtype]
+    model, tokenizer = load_base(config.model, device, dtype, config.matmul)
+    if config.fast == "on" and device.type == "cuda":
+        take_fast_path_(model, dtype)
+    compute = make_compute(config.token_budget, device, dtype, pad_id(tokenizer), training=False)
+    base = Predictor(model, tokenizer, compute, config.max_length, config.truncation, parts, world)
+    texts = repaired(table, ranks=world.local_size)
+    start = time.perf_counter()
+    p_a = predict_pairs(base, texts, adapters, config.tta, config.tta_fraction, config.weights)
+    return p_a, time.perf_counter() - start
+
+
 if __name__ == "__main__":
-    launch(run, main, f"the same command goes on, in a file of more than {PART:,} rows where it stopped")
+    going_on = f"the same command goes on, in a file of more than {PART:,} rows where it stopped"
+    launch(run_command, main, going_on)

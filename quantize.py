@@ -36,7 +36,7 @@ from minarena.quantization.stream import (
     new_folder,
     open_source,
 )
-from minarena.runtime.console import device_name, plain_bars, run, say
+from minarena.runtime.console import device_name, plain_bars, run_command, say
 from minarena.runtime.launch import launch
 from minarena.text import encode, pad_id
 from minarena.tiny import demo_pairs
@@ -152,4 +152,4 @@ def table(record: dict) -> None:
 
 
 if __name__ == "__main__":
-    launch(run, main)
+    launch(run_command, main)

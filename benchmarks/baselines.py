@@ -22,7 +22,7 @@ import pandas as pd
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
 from minarena.metrics import scores, standard_error
-from minarena.runtime.console import run
+from minarena.runtime.console import run_command
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -83,4 +83,4 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -26,14 +26,17 @@ import torch
 
 from benchmarks.random_base import print_result
 from infer import recorded
-from minarena.ensemble.predict import find_adapter, predict_pairs
+from minarena.config import SEED
+from minarena.ensemble.predict import Predictor, find_adapter, predict_pairs
 from minarena.files.base import load_base
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
 from minarena.metrics import scores, standard_error
 from minarena.model import DTYPES, default_dtype
-from minarena.runtime.console import run, say
-from minarena.tiny import demo_pairs
+from minarena.runtime.console import run_command, say
+from minarena.step import Compute
+from minarena.text import pad_id
+from minarena.tiny import HELD_OUT_ROWS, demo_pairs
 
 CLAIM = "I am the better answer."
 
@@ -46,20 +49,18 @@ def main(argv: list[str] | None = None) -> dict:
     if options.data:
         table = read_pairs(options.data, options.limit)
     else:
-        table = demo_pairs(options.limit or 600, seed=0xFACED, held_out=True)
+        table = demo_pairs(options.limit or HELD_OUT_ROWS, SEED, held_out=True)
     table = repaired(table)
-    base, matmul = options.model or recorded(adapters, "model"), recorded(adapters, "matmul", "dequant")
-    model, tokenizer = load_base(base, device, dtype, matmul)
+    name = options.model or recorded(adapters, "model")
+    model, tokenizer = load_base(name, device, dtype, recorded(adapters, "matmul"))
     if device.type == "cuda":
         take_fast_path_(model, dtype)
-    how = {
-        name: recorded(adapters, name, value)
-        for name, value in (("max_length", 2200), ("truncation", "left"))
-    }
-    how |= {"tta": options.tta, "token_budget": options.token_budget, "dtype": dtype}
+    compute = Compute(dtype, pad_id(tokenizer), options.token_budget)
+    max_length, truncation = recorded(adapters, "max_length"), recorded(adapters, "truncation")
+    base = Predictor(model, tokenizer, compute, max_length, truncation)
 
     def predicted(rows: pd.DataFrame) -> np.ndarray:
-        return predict_pairs(model, tokenizer, rows, adapters, **how).loc[table["id"]].to_numpy()
+        return predict_pairs(base, rows, adapters, options.tta).loc[table["id"]].to_numpy()
 
     before, prompt, figures = predicted(table), table["prompt"].to_numpy(), {}
     label = table["label"].fillna(0.5).to_numpy()  # a tie counts for no accuracy, an unknown winner no more
@@ -112,4 +113,4 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

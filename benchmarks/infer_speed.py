@@ -4,7 +4,7 @@
     python benchmarks/infer_speed.py --shape tiny         a look at the script, on a CPU
     torchrun --nproc_per_node 2 benchmarks/infer_speed.py --shape 9b      figures of all ranks
 
-A pass is one adapter over all rows, with predict_first, which sorts them by length. Passes take turns: an
+A pass is one adapter over all rows, with predict_p_first, which sorts them by length. Passes take turns: an
 adapter on the rows, then its twin on the same rows as it would see the swapped pairs (equally long). The time
 to put an adapter onto the base is not in the passes' seconds; it is reported beside them.
 """
@@ -12,21 +12,20 @@ to put an adapter onto the base is not in the passes' seconds; it is reported be
 import argparse
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import pandas as pd
 
 from benchmarks import random_base as base
 from benchmarks.train_speed import SEED, preference_model, write_profile
+from minarena.batching import real_tokens
 from minarena.dist import this_world
 from minarena.fast.path import take_fast_path_
 from minarena.model import DTYPES, AdapterConfig, attach_adapter_, default_dtype
 from minarena.runtime.launch import launch
 from minarena.runtime.memory import predict_on_all_ranks
-from minarena.step import cut_micro_batches, predict_p_first, real_tokens
+from minarena.step import Compute, cut_micro_batches, predict_p_first
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,17 +37,16 @@ def main(argv: list[str] | None = None) -> None:
     if options.fast == "on":
         take_fast_path_(model, dtype)
     rows = base.random_rows(options.rows, model.model.config.vocab_size, SEED, options.max_length)
-    computing = {"token_budget": options.token_budget, "pad_id": 0, "dtype": dtype}
+    compute = Compute(dtype, token_budget=options.token_budget)
 
-    def adapter_pass(number: int, rows: list, **label) -> tuple[int, float, float]:
+    def adapter_pass(number: int, rows: list, label: str | None = None) -> tuple[int, float, float]:
         """(real tokens, seconds of the pass, seconds to attach) of one adapter over `rows`"""
         start = time.perf_counter()
         attach_adapter_(model, AdapterConfig(), SEED + number % 2)
         base.wait()
         world.all_gather(None)
         attached = time.perf_counter()
-        predict = partial(predict_p_first, model, pad_id=0, dtype=dtype, **label)
-        predict_on_all_ranks(predict, rows, pd.Series(range(len(rows))), computing, False, world)
+        predict_on_all_ranks(model, rows, range(len(rows)), compute, world, label)
         base.wait()
         return real_tokens(rows), time.perf_counter() - attached, attached - start
 
@@ -68,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         "attach_seconds": round(sum(attaching) / len(attaching), 2),
     }
     if options.profile:
-        write_profile(options.profile, lambda: predict_p_first(model, rows[:64], **computing))
+        write_profile(options.profile, lambda: predict_p_first(model, rows[:64], compute))
     base.print_result(vars(options), result)
 
 

@@ -29,7 +29,7 @@ import pandas as pd
 from benchmarks.random_base import print_result
 from minarena.files.pairs import read_pairs
 from minarena.metrics import cross_entropy, is_correct, standard_error
-from minarena.runtime.console import run, say
+from minarena.runtime.console import run_command, say
 
 # group -> its arms in order: (name, script and options). {arm} is that arm's folder or file of the same seed,
 # {data} and {eval} the files given; a training arm has --eval-data {eval} unless it holds out a fold.
@@ -208,4 +208,4 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

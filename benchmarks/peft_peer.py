@@ -21,7 +21,7 @@ from minarena.batching import collate, micro_batches
 from minarena.lora import PROJECTIONS
 from minarena.model import make_head
 
-ROWS_A_STEP, MICRO_BATCHES = 16, 2  # the seed's: 8 on the device x 2 accumulated
+ROWS_A_STEP, MICRO_BATCHES = 16, 2  # the recipe's: 8 on the device x 2 accumulated
 
 
 def load_classifier(options: argparse.Namespace, device: torch.device, dtype: torch.dtype):
@@ -37,7 +37,8 @@ def load_classifier(options: argparse.Namespace, device: torch.device, dtype: to
 
 
 def with_peft(model: nn.Module, options: argparse.Namespace, pad_id: int) -> nn.Module:
-    """The classifier with the seed's head and LoRA; embeddings and norms in fp32, as the seed's stack had."""
+    """The classifier with the recipe's head and LoRA; embeddings and norms in fp32, as the recipe's stack
+    had."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     model.config.pad_token_id, model.config.use_cache = pad_id, False
@@ -61,7 +62,7 @@ def run_trainer(model, rows, labels, batches, pad_id, options, device) -> tuple[
     def loss_of_step(outputs, labels, num_items_in_batch):
         return cross_entropy(outputs.logits.float(), labels, reduction="sum") / num_items_in_batch
 
-    steps = -(-len(batches) // MICRO_BATCHES)  # `batches` holds all epochs
+    steps = math.ceil(len(batches) / MICRO_BATCHES)  # `batches` holds all epochs
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
         schedule = dict(
             learning_rate=options.lr, lr_scheduler_type="linear", weight_decay=0.0, max_grad_norm=1.0
@@ -100,7 +101,8 @@ def run_trainer(model, rows, labels, batches, pad_id, options, device) -> tuple[
 
 @torch.no_grad()
 def predict_first(model, rows, pad_id, device, dtype, token_budget: int = 16384) -> np.ndarray:
-    """P(the answer shown first wins) of each row, sorted by length and padded, as the seed's notebook did."""
+    """P(the answer shown first wins) of each row, sorted by length and padded, as the recipe's notebook
+    did."""
     model.eval()
     p = np.full(len(rows), np.nan)
     for chosen in micro_batches([len(row) for row in rows], token_budget):

@@ -1,4 +1,4 @@
-"""The peer: the seed's recipe in Hugging Face's Trainer + PEFT + bitsandbytes, for quality and for speed.
+"""The peer: the recipe in Hugging Face's Trainer + PEFT + bitsandbytes, for quality and for speed.
 
     python benchmarks/peft_trainer.py --model DIR --data train.parquet --eval-data valid.parquet    quality
     python benchmarks/peft_trainer.py --shape 9b --steps 8                                          speed
@@ -28,12 +28,11 @@ from benchmarks.peft_peer import (
     run_trainer,
     with_peft,
 )
-from minarena.batching import rows_of_step, steps_per_epoch
+from minarena.batching import real_tokens, rows_of_step, steps_per_epoch
 from minarena.data import swapped
 from minarena.files.pairs import read_pairs
 from minarena.metrics import scores
-from minarena.runtime.console import run
-from minarena.step import real_tokens
+from minarena.runtime.console import run_command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,7 +75,8 @@ def measure_speed(options: argparse.Namespace, device: torch.device, dtype: torc
 
 
 def train(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict:
-    """Train on --data the seed's way; accuracy and log loss on --eval-data in both orders and their mean."""
+    """Train on --data as the recipe did; accuracy and log loss on --eval-data in both orders and their
+    mean."""
     from minarena.files.base import load_tokenizer
     from minarena.files.repair import repaired
     from minarena.text import encode
@@ -152,7 +152,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--attn", choices=["eager", "sdpa", "flex_attention"], help="default: eager under a soft-cap"
     )
-    parser.add_argument("--checkpointing", choices=["on", "off"], default="on", help="the seed's: on")
+    parser.add_argument("--checkpointing", choices=["on", "off"], default="on", help="the recipe's: on")
     options = parser.parse_args(argv)
     if not options.shape and not (options.model and options.data and options.eval_data):
         parser.error("give --shape, or --model with --data and --eval-data")
@@ -160,4 +160,4 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -12,6 +12,7 @@ folder: the demo's byte tokenizer, which is used else, is smaller than Gemma's b
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def random_tensors(layouts: list[Layout]) -> Iterator[Tensor]:
     for i, layout in enumerate(layouts):
         drawn = block.roll(i * 4099).to({"BF16": torch.bfloat16, "F32": torch.float32}[layout.dtype])
         count = torch.Size(layout.shape).numel()
-        yield drawn.repeat(-(-count // len(drawn)))[:count].view(layout.shape)
+        yield drawn.repeat(math.ceil(count / len(drawn)))[:count].view(layout.shape)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from minarena.batching import real_tokens
 from minarena.fast.packing import padded_length
 from minarena.lora import PROJECTIONS
-from minarena.step import real_tokens
 from minarena.tiny import tiny_config
 
 MEASURED_CEILING = 700  # TFLOP/s: bf16 products of 9B's shapes alone on an H100 gave 670-790
@@ -80,7 +80,7 @@ def random_model(
 
 
 def random_int8(linear: nn.Linear, device: torch.device) -> nn.Module:
-    """A Linear8bitLt (threshold 6.0, the seed's) of the same shape; `.to` would not quantize on a GPU."""
+    """A Linear8bitLt (threshold 6.0, the recipe's) of the same shape; `.to` would not quantize on a GPU."""
     import bitsandbytes as bnb
 
     C_out, C_in = linear.weight.shape
@@ -105,7 +105,8 @@ def random_rows(rows: int, vocabulary: int, seed: int, max_length: int = 2200) -
 
 
 def fill(rows: list[np.ndarray], batches: list, packed: bool = False) -> float:
-    """Share of real tokens in `batches` (row numbers), padded to the longest, or packed as fast.py does."""
+    """Share of real tokens in `batches` (row numbers), padded to the longest, or packed as the fast path
+    does."""
     if packed:
         slots = sum(padded_length(len(rows[i])) for batch in batches for i in batch)
     else:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks import random_base as base
-from minarena.batching import balance_by_tokens
+from minarena.batching import real_tokens
 from minarena.dist import this_world
 from minarena.fast.path import take_fast_path_
 from minarena.fast.recompute import fit_layers_
@@ -34,8 +34,9 @@ from minarena.model import (
     residual_dtype,
 )
 from minarena.optim import make_optimizer, trainable
+from minarena.rows import Batch
 from minarena.runtime.launch import launch
-from minarena.step import cut_micro_batches, real_tokens, seed_dropout, train_step
+from minarena.step import Compute, cut_micro_batches, train_step
 
 SEED = 0xFACED
 
@@ -60,20 +61,18 @@ def main(argv: list[str] | None = None) -> None:
     rows = base.random_rows(count, model.model.config.vocab_size, SEED, options.max_length)
     labels = np.random.default_rng(SEED).integers(0, 2, count).astype(float)
 
-    losses = []
+    losses, compute = [], Compute(dtype, token_budget=options.token_budget)
 
     def step(number: int) -> tuple[int, float]:
         """(real tokens, seconds) of optimiser step `number`"""
         chosen = slice(number * options.batch_size, (number + 1) * options.batch_size)
-        share = balance_by_tokens([len(row) for row in rows[chosen]], world.size)[world.rank]
-        mine = [rows[chosen][i] for i in share]
-        seed_dropout(SEED, number, world.rank)
+        ones = np.ones(len(rows[chosen]))
+        batch = Batch(rows[chosen], labels[chosen], ones, ones.sum(), []).share(world)
         base.wait()
         world.all_gather(None)
         start = time.perf_counter()
-        computing = {"token_budget": options.token_budget, "pad_id": 0, "dtype": dtype}
-        computing |= {"total_weight": float(options.batch_size), "world": world}
-        loss, _ = train_step(model, optimizer, mine, labels[chosen][share], lr=options.lr, **computing)
+        masks = (SEED, number, world.rank)
+        loss, _ = train_step(model, optimizer, batch, options.lr, compute, dropout_seed=masks, world=world)
         base.wait()
         seconds = time.perf_counter() - start
         losses.append(loss)
@@ -127,7 +126,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--recompute", choices=["auto", "all", "none"], default="auto", help="layers in the backward"
     )
     parser.add_argument(
-        "--dropout", choices=["on", "off"], default="on", help="the seed's .05 and .1, or none"
+        "--dropout", choices=["on", "off"], default="on", help="the recipe's .05 and .1, or none"
     )
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--lr", type=float, default=2e-4)

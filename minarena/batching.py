@@ -1,15 +1,20 @@
 """Rows -> optimiser steps -> micro-batches -> tensors. Knows lengths, not text.
 
-Three counts that are easy to mix up: a STEP updates the weights once and always sees `batch_size` rows (the
-last of an epoch may see fewer); a MICRO-BATCH is what the device holds at a time, as many rows as fit into a
-token budget; the TOKENS of a micro-batch include its padding. Only the first decides what is learnt.
+    rows_of_step(step, rows, batch_size, seed)     which rows a step sees
+    micro_batches(lengths, token_budget)           how the device takes them
+    collate(rows, pad_id)                          ids and mask of one micro-batch
 
-Everything is a function of its arguments: step 1,234 can be asked for without the 1,233 before it, which is
-why a run can be resumed with no state of a data loader.
+Three counts are easy to mix up. A STEP updates the weights once and sees `batch_size` rows (the last step of
+an epoch may see fewer). A MICRO-BATCH is what the device holds at a time: as many rows as fit into a token
+budget. The TOKENS of a micro-batch include its padding. Only the first decides what is learnt.
+
+Everything is a function of its arguments: step 1,234 can be asked for without the 1,233 before it. So a run
+can be resumed without the state of a data loader.
 """
 
 import heapq
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +22,7 @@ from torch import Tensor
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
-    return -(-rows // batch_size)
+    return math.ceil(rows / batch_size)
 
 
 def rows_of_step(step: int, rows: int, batch_size: int, seed: int) -> np.ndarray:
@@ -29,27 +34,28 @@ def rows_of_step(step: int, rows: int, batch_size: int, seed: int) -> np.ndarray
     return np.random.default_rng([seed, epoch]).permutation(rows)[k * batch_size : (k + 1) * batch_size]
 
 
-def balance_by_tokens(lengths: Sequence[int], piles: int) -> list[np.ndarray]:
-    """Positions in `lengths` (tokens a row), dealt to `piles` of about equally many tokens.
+def balance_by_tokens(lengths: Sequence[int], groups: int) -> list[np.ndarray]:
+    """Divide rows into `groups` of about equally many tokens.
 
-    The longest row goes first, each to the pile that has fewest tokens (Graham 1969's LPT rule). With fewer
-    rows than piles some are empty.
+    lengths: tokens a row. Returns the positions in `lengths` of each group's rows. Longest processing time
+    first (LPT, Graham 1969): the longest row goes to the group that has the fewest tokens, then the next.
+    With fewer rows than groups some groups are empty.
     """
-    dealt: list[list[int]] = [[] for _ in range(piles)]
-    loads = [(0, pile) for pile in range(piles)]  # (tokens, pile): a heap
+    members: list[list[int]] = [[] for _ in range(groups)]
+    loads = [(0, group) for group in range(groups)]  # (tokens, group): a heap
     for i in np.argsort(-np.asarray(lengths), kind="stable"):
-        tokens, pile = loads[0]
-        dealt[pile].append(i)
-        heapq.heapreplace(loads, (tokens + int(lengths[i]), pile))
-    return [np.array(pile, dtype=int) for pile in dealt]
+        tokens, group = loads[0]
+        members[group].append(i)
+        heapq.heapreplace(loads, (tokens + int(lengths[i]), group))
+    return [np.array(group, dtype=int) for group in members]
 
 
 def micro_batches(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]:
-    """Positions in `lengths` (tokens a row), sorted by length and cut so that rows x longest <= token_budget.
+    """Cut rows into micro-batches in which rows x longest row <= token_budget.
 
-    Sorting puts rows of like length together, so little of a micro-batch is padding; the longest come first,
-    so that a budget which does not fit the device fails at once. A row longer than the budget is alone in its
-    micro-batch.
+    lengths: tokens a row. Returns the positions in `lengths` of each micro-batch's rows. Sorted by length,
+    rows of like length come together, so little of a micro-batch is padding. The longest come first: a budget
+    that does not fit the device fails at once. A row longer than the budget is alone in its micro-batch.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     batches: list[list[int]] = []
@@ -64,7 +70,8 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]
 def collate(
     rows: Sequence[np.ndarray], pad_id: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, (B, T) int64, T the longest row; padding (mask 0) on the left, the seed's side."""
+    """Token ids and mask, (B, T) int64, T the longest row; padding (mask 0) on the left, the recipe's
+    side."""
     T = max(map(len, rows))
     ids = np.full((len(rows), T), pad_id, dtype=np.int64)
     mask = np.zeros((len(rows), T), dtype=np.int64)
@@ -72,3 +79,8 @@ def collate(
         ids[i, T - len(row) :] = row
         mask[i, T - len(row) :] = 1
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+
+def real_tokens(rows: Iterable[np.ndarray]) -> int:
+    """Tokens without padding: what every tokens-a-second figure of this project counts."""
+    return sum(map(len, rows))

@@ -1,6 +1,8 @@
 """The options of the three commands, as dataclasses: a field is an option, its text is what `--help` shows.
 
-A default is the seed's (the silver-medal run, see the README's sources) unless its text says otherwise.
+    config = parse(TrainConfig, ["--swap", "--lr", "1e-4"])      a mistake ends in one line, with status 2
+
+A default is the recipe's (the silver-medal run, see the README's sources) unless its text says otherwise.
 argparse is built from the fields, so an option exists in one place only. What it does not do: read files,
 look at the hardware (None and "auto" are resolved where the answer is known), or accept abbreviations.
 """
@@ -8,16 +10,23 @@ look at the hardware (None and "auto" are resolved where the answer is known), o
 import argparse
 import difflib
 import math
+import re
 import sys
 import typing
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
 from typing import Literal
 
+SEED = 0xFACED  # the recipe's
 
-def option(default, text: str, group: str = ""):
-    """A dataclass field with its `--help` text; `group` opens a new section of the help at this field."""
-    metadata = {"text": text, "group": group}
+
+def option(default, text: str, group: str = "", may_change: bool = False):
+    """A dataclass field with its `--help` text.
+
+    group: opens a new section of the help at this field. may_change: --resume takes another value, because
+    the option does not decide the result.
+    """
+    metadata = {"text": text, "group": group, "may_change": may_change}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -30,9 +39,8 @@ class TrainConfig:
     model: str = option("tiny", "base: folder or hub id, float or 8-bit; tiny = a generated Gemma-2", "what")
     data: list[str] = option([], "training files of any known layout; none: generated demo pairs")
     eval_data: str | None = option(None, "file of held-out rows; none: part --fold of --n-splits")
-    out: str | None = option(None, "folder of this run (default: runs/ and the order)")
+    out: str | None = option(None, "folder of this run (default: runs/ and the order)", may_change=True)
     order: Literal["ab", "ba", "both"] = option("ab", "how a row is shown; both = twice in the same step")
-    swap: bool = option(False, "the mirrored twin: the same as --order ba")
     ties: Literal["drop", "half"] = option("drop", "rows of ties: left out, or labelled one half")
     pseudo_weight: float = option(1.0, "weight in the loss of rows labelled with a pair of probabilities")
     limit: int | None = option(None, "use the first N rows only")
@@ -43,11 +51,13 @@ class TrainConfig:
     truncation: Literal["left", "middle"] = option(
         "left", "a long row loses its start, or parts their middle"
     )
-    batch_size: int = option(16, "rows an optimiser step, over all GPUs (the seed's 8 x 2 accumulated)")
+    batch_size: int = option(16, "rows an optimiser step, over all GPUs (the recipe's 8 x 2 accumulated)")
     # Other micro-batches draw other dropout masks; with dropout off the result is the same up to rounding.
-    token_budget: int | Literal["auto"] = option("auto", "tokens of a micro-batch, padding included")
+    token_budget: int | Literal["auto"] = option(
+        "auto", "tokens of a micro-batch, padding included", may_change=True
+    )
 
-    # None is 2e-4, the seed's; the tiny demo model alone has another (tiny.py says why). A typed value wins.
+    # None is 2e-4, the recipe's; only the tiny demo model has another (tiny.py says why). A typed value wins.
     lr: float | None = option(None, "peak learning rate (default: 2e-4; tiny: 5e-3)", "optimiser")
     epochs: int = option(1, "passes over the rows")
     warmup_ratio: float = option(0.025, "share of the steps in which lr rises from 0; then it falls to 0")
@@ -61,18 +71,22 @@ class TrainConfig:
     lora_alpha: float = option(4.0, "LoRA's product counts alpha / r = 1/16: the head learns faster")
     lora_dropout: float = option(0.05, "dropout on LoRA's input")
     freeze_layers: int = option(0, "the first N layers get no LoRA")
-    head: Literal["mlp", "linear"] = option("mlp", "two linears with GELU between (the seed's), or one")
+    head: Literal["mlp", "linear"] = option("mlp", "two linears with GELU between (the recipe's), or one")
     head_dropout: float = option(0.1, "dropout before each linear of the mlp head")
     init_adapter: str | None = option(None, "start from this adapter, with its rank, alpha and head")
     dtype: Literal["bf16", "fp32"] | None = option(None, "compute dtype (default: bf16 on a GPU that has it)")
-    matmul: Literal["dequant", "llm-int8"] = option("dequant", "int8 product: dequantized, or the seed's")
+    matmul: Literal["dequant", "llm-int8"] = option("dequant", "int8 product: dequantized, or the recipe's")
     fast: Literal["on", "off"] = option("on", "the fast path, where the GPU can run it, or the reference")
 
-    eval_every: int | None = option(None, "steps between evaluations (default: at the end only)", "running")
-    save_every: int = option(1000, "steps between checkpoints")
-    resume: bool = option(False, "go on from the newest checkpoint in --out")
-    log_to: Literal["wandb", "tensorboard"] | None = option(None, "send the log there, too, if installed")
-    seed: int = option(0xFACED, "of the order of rows, the initial weights and the dropout masks")
+    eval_every: int | None = option(
+        None, "steps between evaluations (default: at the end only)", "running", may_change=True
+    )
+    save_every: int = option(1000, "steps between checkpoints", may_change=True)
+    resume: bool = option(False, "go on from the newest checkpoint in --out", may_change=True)
+    log_to: Literal["wandb", "tensorboard"] | None = option(
+        None, "send the log there, too, if installed", may_change=True
+    )
+    seed: int = option(SEED, "of the order of rows, the initial weights and the dropout masks")
 
 
 @dataclass
@@ -108,13 +122,26 @@ class QuantizeConfig:
     adapter: str | None = option(None, "an earlier LoRA adapter (ours or PEFT's) to merge into the weights")
     out: str = option("", "folder to write; it must not exist")
     labels: int = option(2, "rows of the bias-free head: the base's own if it has as many, else a new one")
-    seed: int = option(0xFACED, "of a new head's weights")
+    seed: int = option(SEED, "of a new head's weights")
 
 
 AT_LEAST = {"limit": 1, "n_splits": 2, "fold": 0, "max_length": 8, "batch_size": 1, "token_budget": 1}
 AT_LEAST |= {"epochs": 1, "weight_decay": 0, "max_grad_norm": 0, "lora_r": 1, "freeze_layers": 0, "seed": 0}
 AT_LEAST |= {"eval_every": 1, "save_every": 1, "labels": 1}
-SHARES = ("tta_fraction", "warmup_ratio", "label_smoothing", "lora_dropout", "head_dropout")
+FRACTIONS = ("tta_fraction", "warmup_ratio", "label_smoothing", "lora_dropout", "head_dropout")
+
+
+# The order a run was trained in -> which of its figures judge it: ab, ba, or the mean of both
+JUDGED_BY = {"ab": "ab", "ba": "ba", "both": "mean"}
+# What an adapter is taken for whose record does not say it: the values of the time before they were recorded
+UNRECORDED = {"order": "ab", "max_length": 2200, "truncation": "left", "matmul": "dequant"}
+
+
+def choices(kind: type, name: str) -> tuple:
+    """The legal values of an option that is one of several words; () of any other."""
+    hint = typing.get_type_hints(kind)[name]
+    arms = [hint, *typing.get_args(hint)]
+    return next((typing.get_args(arm) for arm in arms if typing.get_origin(arm) is Literal), ())
 
 
 def parse(kind: type, argv: list[str] | None = None, about: str | None = None):
@@ -130,15 +157,17 @@ def parse(kind: type, argv: list[str] | None = None, about: str | None = None):
     add_options(parser, kind)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        names = ["--" + f.name.replace("_", "-") for f in fields(kind)]
+        names = ["--" + f.name.replace("_", "-") for f in fields(kind)] + ["--swap"]
         close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
         stop(f"unknown option {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
     typed = vars(known)  # defaults are suppressed: only what was typed
+    words = sys.argv[1:] if argv is None else list(argv)
+    orders = re.findall(r"--order[ =](\w+)", " ".join(words))
+    if "--swap" in words and set(orders) - {"ba"}:
+        stop(f"--swap means --order ba: drop it or --order {orders[0]}")
     problem = contradiction(kind(**typed), typed)
     if problem:
         stop(problem)
-    if typed.get("swap"):
-        typed["order"] = "ba"
     return kind(**typed)
 
 
@@ -154,6 +183,9 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
         keywords = {"help": text, "default": argparse.SUPPRESS} | value_keywords(hints[f.name])
         needed = f.default is MISSING and f.default_factory is MISSING  # such a field is typed without a name
         section.add_argument(f.name if needed else "--" + f.name.replace("_", "-"), **keywords)
+        if f.name == "order":
+            same = {"dest": "order", "action": "store_const", "const": "ba", "default": argparse.SUPPRESS}
+            section.add_argument("--swap", help="the mirrored twin: the same as --order ba", **same)
 
 
 def value_keywords(hint) -> dict:
@@ -173,7 +205,7 @@ def value_keywords(hint) -> dict:
 
 
 def integer(word: str) -> int:
-    return int(word, 0)  # base 0 reads 0xFACED too, which is how the seed is written
+    return int(word, 0)  # base 0 reads 0xFACED, too, which is how the random seed is written
 
 
 def integer_or_auto(word: str) -> int | str:
@@ -186,7 +218,7 @@ def contradiction(config, typed: dict) -> str:
         flag = f"--{name.replace('_', '-')} {value}"
         if name in AT_LEAST and isinstance(value, int | float) and not AT_LEAST[name] <= value < math.inf:
             return f"{flag}: must be {AT_LEAST[name]} or more"
-        if name in SHARES and not 0 <= value < 1:
+        if name in FRACTIONS and not 0 <= value < 1:
             return f"{flag}: must be at least 0 and below 1"
         if name in ("lr", "lora_alpha", "pseudo_weight") and value is not None and not 0 < value < math.inf:
             return f"{flag}: must be above 0"
@@ -209,8 +241,6 @@ def contradiction(config, typed: dict) -> str:
 
 
 def train_contradiction(config: TrainConfig, typed: dict) -> str:
-    if config.swap and typed.get("order", "ba") != "ba":
-        return f"--swap means --order ba: drop it or --order {config.order}"
     if config.fold >= config.n_splits:
         return f"--fold {config.fold}: must be below --n-splits {config.n_splits}"
     if not config.data and ("fold" in typed or "n_splits" in typed):

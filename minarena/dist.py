@@ -1,8 +1,8 @@
-"""Several processes, started by torchrun: who this one is, and sums over all of them.
+"""Several processes, started by torchrun: which rank this one is, and sums over all of them.
 
-    world = this_world()         rank 0 of 1 without torchrun: nothing below then does or costs anything
-    world.all_reduce_(gradient, loss)   in place, over all ranks
-    world.all_gather(7)              [7, 7]: what each rank has, on each rank
+    world = this_world()                rank 0 of 1 without torchrun: nothing below then does or costs
+    anything world.all_reduce_(gradient, loss)   in place, the sum over all ranks world.all_gather(7)
+    [7, 7]: every rank's value, on every rank
 
 Tensors go over NCCL on GPUs and over gloo on CPUs, everything else over gloo. The only file that reads the
 environment (runtime/launch.py leaves that to torch). What it does not do: start processes, or restart them.
@@ -16,7 +16,8 @@ import torch
 
 @dataclass(frozen=True)
 class World:
-    """What torchrun said: this process is `rank` of `size`; on this machine `local_rank` of `local_size`."""
+    """This process is `rank` of `size` in all, and `local_rank` of `local_size` on this machine, from
+    torchrun."""
 
     rank: int = 0
     size: int = 1
@@ -24,22 +25,24 @@ class World:
     local_size: int = 1
 
     def device(self) -> torch.device:
-        """This rank's GPU, from here on torch's current one, or the CPU; ValueError: more ranks than GPUs."""
+        """This rank's GPU, which becomes torch's current one, or the CPU; ValueError: more ranks than
+        GPUs."""
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        if self.local_rank >= (count := torch.cuda.device_count()):
+        count = torch.cuda.device_count()
+        if self.local_rank >= count:
             raise ValueError(f"torchrun --nproc_per_node {self.local_size}: GPUs on this machine: {count}")
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
     def all_reduce_(self, *tensors: torch.Tensor) -> None:
-        """Each tensor, in place, becomes its sum over the ranks: the same bits on all of them."""
+        """Replace each tensor by its sum over the ranks, in place: the same bits on all of them."""
         for tensor in tensors:
             if self.size > 1:
                 torch.distributed.all_reduce(tensor)
 
     def broadcast_(self, *tensors: torch.Tensor) -> None:
-        """Each tensor, in place, becomes rank 0's."""
+        """Replace each tensor by rank 0's, in place."""
         for tensor in tensors:
             if self.size > 1:
                 torch.distributed.broadcast(tensor, src=0)
@@ -51,8 +54,12 @@ class World:
             torch.distributed.all_gather_object(values, value)
         return values
 
+    def first_signal(self, caught: list[int]) -> int:
+        """The number of a signal that this rank or another has caught, the same on all ranks; 0: none."""
+        return max(self.all_gather(caught[0] if caught else 0))
+
     def require_same_on_all_ranks(self, facts: dict) -> None:
-        """ValueError that names the first of the facts that is not what it is on rank 0."""
+        """Raise a ValueError that names the first fact whose value differs from rank 0's."""
         first = self.all_gather(facts)[0]
         for name, value in facts.items():
             if value != first[name]:

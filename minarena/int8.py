@@ -2,11 +2,11 @@
 
     W = CB * (SCB / 127)        CB (out, in) int8, SCB (out,) fp32: the largest |w| of each row
 
-The format is LLM.int8's (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339) and bitsandbytes reads and
-writes it. The product is not: LLM.int8 also rounds the activations to int8 in each linear, looks for outliers
-and waits for the GPU to tell how many there are. Dequantizing is simpler, faster in training and closer to
-the float model (relative error of SmolLM2's last hidden state: 5.2 % against 12-13 %). Lost: int8 tensor
-cores, which are no faster at this size.
+The format is LLM.int8's (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339), which bitsandbytes reads
+and writes. The product is another one: LLM.int8 also rounds the activations to int8 in each linear, looks for
+outliers and waits for the GPU to tell how many there are. Dequantizing is simpler, faster in training and
+closer to the float model (relative error of SmolLM2's last hidden state: 5.2 % against 12-13 %). What it does
+not use: int8 tensor cores.
 """
 
 import torch
@@ -17,8 +17,8 @@ from torch.nn import functional as F
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(out, in) floats -> CB (out, in) int8, SCB (out,) fp32, by bitsandbytes' kernel.
 
-    From fp16, as there (bitsandbytes/nn/modules.py, Int8Params._quantize): values beyond its 65,504 give
-    infinite scales.
+    From fp16, as in bitsandbytes (bitsandbytes/nn/modules.py, Int8Params._quantize): values above fp16's
+    65,504 give infinite scales.
     """
     import bitsandbytes as bnb
 
@@ -28,16 +28,16 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 def dequantize(CB: Tensor, SCB: Tensor, dtype: torch.dtype) -> Tensor:
     """(out, in) weights in `dtype`, multiplied in fp32 and rounded once.
 
-    A scale that is rounded to bf16 first would shift each whole row by up to 0.4 %.
+    With a scale rounded to bf16 first, each whole row would be off by up to 0.4 %.
     """
     return torch.mul(CB, (SCB / 127).unsqueeze(1), out=torch.empty(CB.shape, dtype=dtype, device=CB.device))
 
 
 class DequantizedProduct(torch.autograd.Function):
-    """x W^T whose backward keeps the int8 weights only.
+    """x W^T, which keeps only the int8 weights for the backward.
 
-    Autograd on its own would keep every layer's dequantized copy for the backward: 16.6 GB at 9B. W is
-    frozen, so only x gets a gradient.
+    Autograd on its own would keep every layer's dequantized copy: 16.6 GB at 9B. W is frozen, so only x gets
+    a gradient.
     """
 
     @staticmethod
@@ -54,7 +54,7 @@ class DequantizedProduct(torch.autograd.Function):
 class Int8Linear(nn.Module):
     """A frozen linear over bitsandbytes' int8 weights: x (..., in) -> (..., out).
 
-    Computes in autocast's dtype where autocast is on, and in x's own elsewhere.
+    Computes in autocast's dtype where autocast is on, else in x's own.
     """
 
     def __init__(self, CB: Tensor, SCB: Tensor, bias: Tensor | None = None):

@@ -21,7 +21,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32} 
 
 @dataclass
 class AdapterConfig:
-    """What must be known to build an adapter: LoRA's settings and the head's."""
+    """LoRA's settings and the head's: all that is needed to build an adapter. head: mlp or linear."""
 
     r: int = 64
     alpha: float = 4.0
@@ -29,14 +29,13 @@ class AdapterConfig:
     freeze_layers: int = 0
     head: str = "mlp"
     head_dropout: float = 0.0
-    labels: int = 2
 
 
 class PreferenceModel(nn.Module):
-    """`model` (backbone) and `score` (head): the names in transformers' classifiers and PEFT's files.
+    """`model` (backbone) and `score` (head): the names in transformers' classifiers and in PEFT's files.
 
-    residual_dtype: of the residual stream. bf16 under bf16 on a GPU; fp32 on a CPU, and under fp16, whose
-    largest number (65,504) Gemma's activations pass.
+    residual_dtype: dtype of the residual stream. bf16 under bf16 on a GPU; fp32 on a CPU, and under fp16,
+    whose largest number (65,504) is below Gemma's activations.
     """
 
     def __init__(self, model: nn.Module, score: nn.Module, residual_dtype: torch.dtype = torch.float32):
@@ -44,9 +43,8 @@ class PreferenceModel(nn.Module):
         self.model = model
         self.score = score
         self.residual_dtype = residual_dtype
-        self.fast = None  # a FastPath where it is taken (fast.py)
-        self.accumulate = None  # step.accumulate_, or what adds the same gradients faster (graphs.py)
-        self.recomputed = 0  # layers whose activations are computed again in the backward
+        self.fast = None  # the FastPath (fast/path.py) where one is used; None: this file's forward
+        self.recomputed = 0  # layers whose activations are computed again in the backward (fast/recompute.py)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """input_ids, attention_mask (B, T), padded on either side -> logits (B, 2), fp32.
@@ -57,13 +55,16 @@ class PreferenceModel(nn.Module):
         hidden = self.model(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
-            # counted from each row's first token: under rotary embeddings a shift only changes rounding
+            # from each row's first token on: under rotary embeddings a shift only changes rounding
             position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),
             use_cache=False,
         ).last_hidden_state
-        # head and logits are fp32 whatever surrounds them
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.score(pool_last(hidden, attention_mask).float())
+        return self.head_logits(pool_last(hidden, attention_mask))
+
+    def head_logits(self, pooled: Tensor) -> Tensor:
+        """pooled (B, C) of any dtype -> logits (B, 2): head and logits are fp32, also inside autocast."""
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.score(pooled.float())
 
 
 def pool_last(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -78,33 +79,36 @@ def pool_last(hidden: Tensor, mask: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
-def make_head(kind: str, hidden: int, dropout: float, labels: int = 2) -> nn.Module:
-    """(rows, hidden) -> (rows, labels). mlp: the seed's, dropout before GELU too; linear: transformers'."""
+def make_head(kind: str, hidden: int, dropout: float) -> nn.Module:
+    """The head, (B, hidden) -> (B, 2). mlp: the recipe's, with a dropout before GELU as well. linear: as in
+    transformers' classifiers. Raises ValueError for another kind."""
     if kind == "linear":
-        return nn.Linear(hidden, labels, bias=False)
+        return nn.Linear(hidden, 2, bias=False)
+    if kind != "mlp":
+        raise ValueError(f"head {kind!r}: must be mlp or linear")
     return nn.Sequential(
         nn.Dropout(dropout),
         nn.Linear(hidden, hidden // 2),
         nn.Dropout(dropout),
         nn.GELU(),
-        nn.Linear(hidden // 2, labels),
+        nn.Linear(hidden // 2, 2),
     )
 
 
-def attach_adapter_(model: nn.Module, config: AdapterConfig, seed: int = 0) -> None:
-    """Give `model` (a PreferenceModel) fresh LoRA matrices and a fresh fp32 head, in place, from `seed`."""
+def attach_adapter_(model: PreferenceModel, config: AdapterConfig, seed: int = 0) -> None:
+    """Give `model` fresh LoRA matrices and a fresh fp32 head, in place, drawn from `seed`."""
     generator = torch.Generator().manual_seed(seed)
-    model.model.requires_grad_(False)  # also what LoRA does not wrap: embeddings and norms
+    model.model.requires_grad_(False)  # embeddings and norms, too, which LoRA does not wrap
     inject_lora_(model.model, config.r, config.alpha, config.dropout, config.freeze_layers, generator)
     embeddings = model.model.get_input_embeddings().weight
-    with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the CPU's generator; leave that as it was
+    with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the CPU's generator: leave it as it was
         torch.default_generator.manual_seed(seed)
-        head = make_head(config.head, embeddings.shape[1], config.head_dropout, config.labels)
+        head = make_head(config.head, embeddings.shape[1], config.head_dropout)
     model.score = head.to(embeddings.device)
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> parameter of everything that is trained."""
+    """Name -> values of every parameter that is trained: LoRA's matrices and the head."""
     return {name: p.data for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -119,3 +123,9 @@ def default_dtype(device: torch.device, training: bool) -> str:
 
 def residual_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and dtype == torch.bfloat16 else torch.float32
+
+
+def soft_cap(config) -> float | None:
+    """The cap on attention logits (Gemma-2's), or None; config: transformers', or one of its attention
+    modules."""
+    return getattr(config, "attn_logit_softcapping", None) or None

@@ -12,8 +12,8 @@ from torch import nn
 def lr_at(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
     """Learning rate of optimiser step `step` (from 0) of `steps`: linear from 0 to `peak`, then linear to 0.
 
-    The same numbers as transformers' get_linear_schedule_with_warmup, the seed's: with a warm-up, the very
-    first step has lr 0.
+    The same numbers as transformers' get_linear_schedule_with_warmup, which the recipe used: with a warm-up,
+    the very first step has lr 0.
     """
     warmup = math.ceil(steps * warmup_ratio)
     if step < warmup:
@@ -28,9 +28,9 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters, betas 0.9 / 0.999, eps 1e-8; vectors (biases) are not decayed.
 
-    Its lr is set at each step. On a GPU with 8-bit state (Dettmers et al. 2021,
-    https://arxiv.org/abs/2110.02861): 2 bytes a parameter, not 8. On a CPU torch's fused AdamW, which was 28
-    times faster there than bitsandbytes' (and fp32 state is affordable).
+    The lr is set at each step. On a GPU its state is 8-bit (Dettmers et al. 2021,
+    https://arxiv.org/abs/2110.02861): 2 bytes a parameter, not 8. On a CPU it is torch's fused AdamW with
+    fp32 state, which was 28 times faster there than bitsandbytes'.
     """
     parameters = trainable(model)
     matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
@@ -45,10 +45,10 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimiz
 
 
 def flatten_parameters_(parameters: list[nn.Parameter]) -> nn.Parameter:
-    """One vector of which the given parameters, and their gradients, become parts, in place.
+    """Copy the parameters into one flat vector and make each parameter, and its gradient, a view of it.
 
-    The optimiser, the norm and the zeroing then take a launch each and not one for each of 588 matrices.
-    optimizer.zero_grad(set_to_none=False) keeps the tie; a model.zero_grad() would cut it.
+    optimizer.step, the gradient norm and zero_grad then launch one kernel each, not one per matrix (588 at
+    9B). optimizer.zero_grad(set_to_none=False) keeps the views; model.zero_grad() would cut them.
     """
     flat = nn.Parameter(torch.cat([p.data.flatten() for p in parameters]))
     flat.grad = torch.zeros_like(flat)

@@ -1,11 +1,15 @@
-"""One optimiser step and one evaluation, as functions that train.py calls in order.
+"""One optimiser step and one prediction, as functions that train.py and infer.py call in order.
 
-The quantity that is optimised, logged and evaluated is the same: the mean over a step's rows of the
-cross-entropy between the label and the two logits. It does not depend on how the rows are cut into
-micro-batches.
+    compute = Compute(torch.bfloat16, pad_id=0, token_budget=8192)
+    loss, grad_norm = train_step(model, optimizer, batch, lr_at(step, steps, 2e-4, 0.025), compute)
+    p = predict_p_first(model, rows, compute)           P(the answer shown first wins), (rows,)
+
+The same quantity is optimised, logged and evaluated: the mean over a step's rows of the cross-entropy between
+the label and the two logits. How the rows are cut into micro-batches does not change it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +20,31 @@ from tqdm import tqdm
 
 from minarena.batching import collate, micro_batches
 from minarena.dist import SINGLE_PROCESS, World
+from minarena.model import PreferenceModel
+from minarena.rows import Batch
+
+
+@dataclass
+class Compute:
+    """How rows are computed. Nothing here decides what is learnt, up to rounding and dropout's masks."""
+
+    dtype: torch.dtype = torch.float32  # of the products, under autocast
+    pad_id: int = 0
+    token_budget: int = 4096  # tokens of a micro-batch, padding included
+    halve_on_oom: bool = False  # --token-budget auto: out of GPU memory halves token_budget, in place
+
+
+def make_compute(
+    token_budget: int | str, device: torch.device, dtype: torch.dtype, pad_id: int, training: bool
+) -> Compute:
+    """The settings of `--token-budget`. auto: 8,192 tokens to train on a GPU, 4,096 on a CPU, 16,384 to
+    predict; halved where the GPU's memory is full."""
+    if token_budget != "auto":
+        return Compute(dtype, pad_id, token_budget)
+    tokens = 16384
+    if training:
+        tokens = 8192 if device.type == "cuda" else 4096
+    return Compute(dtype, pad_id, tokens, halve_on_oom=True)
 
 
 def preference_loss(logits: Tensor, p_first: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -28,33 +57,40 @@ def preference_loss(logits: Tensor, p_first: Tensor, label_smoothing: float = 0.
     return -p * log_p[:, 0] - (1 - p) * log_p[:, 1]
 
 
+def weighted_loss(logits: Tensor, p_first: Tensor, weights: Tensor, label_smoothing: float) -> Tensor:
+    """What a micro-batch adds to the loss: sum(weights * cross-entropy), a number; weights (B,)."""
+    return (preference_loss(logits, p_first, label_smoothing) * weights).sum()
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """The forward pass computes in `dtype`; fp32 is no autocast at all."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def without_cudnn_attention():
-    """A context in which SDPA leaves cuDNN alone, whose backward gives NaN with a mask at some widths.
+    """A context in which SDPA does not use cuDNN, whose backward gives NaN with a mask at some widths.
 
-    https://github.com/pytorch/pytorch/issues/196678. It goes round the backward, too: recomputed layers
-    choose their kernel again.
+    https://github.com/pytorch/pytorch/issues/196678. Keep it around the backward as well: recomputed layers
+    select an attention kernel again.
     """
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
-def cut_micro_batches(model: nn.Module, rows: Sequence[np.ndarray], token_budget: int) -> list[np.ndarray]:
+def cut_micro_batches(
+    model: PreferenceModel, rows: Sequence[np.ndarray], token_budget: int
+) -> list[np.ndarray]:
     """Positions in `rows` of each micro-batch: packed ones on the fast path, padded ones elsewhere."""
-    fast = getattr(model, "fast", None)
-    return (fast.cut if fast else micro_batches)([len(row) for row in rows], token_budget)
+    cut = model.fast.micro_batches if model.fast else micro_batches
+    return cut([len(row) for row in rows], token_budget)
 
 
-def logits_of(model: nn.Module, rows: Sequence[np.ndarray], pad_id: int, dtype: torch.dtype) -> Tensor:
-    """Logits (B, 2) of B rows of token ids, in fp32."""
-    if getattr(model, "fast", None):
+def row_logits(model: PreferenceModel, rows: Sequence[np.ndarray], compute: Compute) -> Tensor:
+    """Logits (B, 2), fp32, of B rows of token ids: one micro-batch."""
+    if model.fast:
         return model.fast.logits(model, rows)
     device = next(model.parameters()).device
-    with autocast(device, dtype):
-        return model(*collate(rows, pad_id, device))
+    with autocast(device, compute.dtype):
+        return model(*collate(rows, compute.pad_id, device))
 
 
 def seed_dropout(seed: int, step: int, rank: int = 0) -> None:
@@ -65,67 +101,65 @@ def seed_dropout(seed: int, step: int, rank: int = 0) -> None:
 
 
 def accumulate_(
-    model: nn.Module,
+    model: PreferenceModel,
     rows: Sequence[np.ndarray],
     p_first: Tensor,
     weights: Tensor,
     label_smoothing: float,
-    *,
-    pad_id: int,
-    dtype: torch.dtype,
+    compute: Compute,
 ) -> Tensor:
-    """Add the gradient of sum(weights * cross-entropy) of one micro-batch; returns that sum, detached.
+    """Forward and backward of one micro-batch: add the gradient of weighted_loss; returns that loss,
+    detached.
 
     p_first and weights (rows,), on the CPU.
     """
     device = next(model.parameters()).device
     p_first, weights = (x.to(device, non_blocking=True) for x in (p_first, weights))
     with without_cudnn_attention():
-        logits = logits_of(model, rows, pad_id, dtype)
-        loss = (preference_loss(logits, p_first, label_smoothing) * weights).sum()
+        loss = weighted_loss(row_logits(model, rows, compute), p_first, weights, label_smoothing)
         loss.backward()
     return loss.detach()
 
 
 def train_step(
-    model: nn.Module,
+    model: PreferenceModel,
     optimizer: torch.optim.Optimizer,
-    rows: Sequence[np.ndarray],
-    p_first: np.ndarray,
-    *,
+    batch: Batch,
     lr: float,
-    token_budget: int,
-    pad_id: int,
-    dtype: torch.dtype = torch.float32,
+    compute: Compute,
+    *,
     max_grad_norm: float = 1.0,
     label_smoothing: float = 0.0,
-    row_weights: np.ndarray | None = None,
-    total_weight: float | None = None,
+    dropout_seed: tuple[int, ...] | None = None,
     world: World = SINGLE_PROCESS,
 ) -> tuple[float, float]:
     """Update the weights once; returns (loss, gradient norm).
 
-    rows: token ids of the step's rows; p_first (rows,): their labels, as P(the answer shown first wins).
-    row_weights (rows,), 1 where not given: the loss is sum(w_i ce_i) / sum(w_i). Exact accumulation: each
-    micro-batch adds its SUM divided by the weights of the whole step, so unequal micro-batches do not count
-    equally; nor do ranks. world: rows are this rank's share, perhaps none, total_weight is the sum of w_i
-    over all ranks. Raises FloatingPointError before the weights are touched when a number is bad.
+    batch: this rank's share of the step's rows, perhaps none. The loss is sum(w_i ce_i) / sum(w_i) over the
+    rows of all ranks. Exact accumulation: each micro-batch adds its SUM, divided by the weights of the whole
+    step, so micro-batches and ranks of unequal size count by their rows. dropout_seed: arguments of
+    seed_dropout; the same ones draw the same masks, also when the step is tried again.
+
+    Raises FloatingPointError before the weights are touched when a number is bad, and MemoryError when the
+    sum over ranks or the clipping does not fit (the step cannot be tried again by one rank alone).
     """
-    w = torch.ones(len(rows)) if row_weights is None else torch.as_tensor(row_weights, dtype=torch.float32)
-    target, w = torch.as_tensor(p_first, dtype=torch.float32), w / (total_weight or w.sum())
+    if dropout_seed:
+        seed_dropout(*dropout_seed)
+    target = torch.as_tensor(batch.p_first, dtype=torch.float32)
+    weights = torch.as_tensor(batch.weights, dtype=torch.float32) / batch.total_weight
     model.train()
-    optimizer.zero_grad(set_to_none=False)  # gradients have their place (flat_)
+    optimizer.zero_grad(set_to_none=False)  # gradients are views of one vector: flatten_parameters_
     loss = torch.zeros((), device=next(model.parameters()).device)
-    add = getattr(model, "accumulate", None) or accumulate_
-    for chosen in cut_micro_batches(model, rows, token_budget):
-        part = [rows[i] for i in chosen], target[chosen], w[chosen]
-        loss += add(model, *part, label_smoothing, pad_id=pad_id, dtype=dtype)
-    tuned = [p for group in optimizer.param_groups for p in group["params"]]
+    add_gradient_ = model.fast.accumulate_ if model.fast and model.fast.accumulate_ else accumulate_
+    for chosen in cut_micro_batches(model, batch.rows, compute.token_budget):
+        rows = [batch.rows[i] for i in chosen]
+        loss += add_gradient_(model, rows, target[chosen], weights[chosen], label_smoothing, compute)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     try:
-        world.all_reduce_(*(p.grad for p in tuned), loss)
-        grad_norm = nn.utils.clip_grad_norm_(tuned, max_grad_norm or float("inf"))
+        world.all_reduce_(*(p.grad for p in parameters), loss)
+        grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
         loss, grad_norm = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device
-    except torch.OutOfMemoryError as error:  # before the sum a rank could do its share again
+    except torch.OutOfMemoryError as error:  # before the all-reduce a rank could do its share again
         raise MemoryError("out of GPU memory after the backward: try a smaller --token-budget") from error
     if not np.isfinite([loss, grad_norm]).all():
         raise FloatingPointError(f"loss {loss}, gradient norm {grad_norm}")
@@ -140,26 +174,23 @@ def train_step(
 
 @torch.no_grad()
 def predict_p_first(
-    model: nn.Module,
+    model: PreferenceModel,
     rows: Sequence[np.ndarray],
-    *,
-    token_budget: int,
-    pad_id: int,
-    dtype: torch.dtype = torch.float32,
+    compute: Compute,
     label: str | None = None,
     names: Sequence[str] | None = None,
 ) -> np.ndarray:
     """P(the answer shown first wins) of each row of token ids, in the order given: (rows,) float64.
 
-    Dropout is off. label: the text of a progress bar; None shows none. names: the rows' ids (none: their
-    positions), for the FloatingPointError where a logit is not finite.
+    Dropout is off. label: the text of a progress bar; None shows none. names: the rows' ids (None: their
+    positions), which the FloatingPointError names where a logit is not finite.
     """
     model.eval()
     p = np.full(len(rows), np.nan)
     with tqdm(total=len(rows), desc=label, unit="row", disable=label is None or None, leave=False) as bar:
-        for chosen in cut_micro_batches(model, rows, token_budget):
+        for chosen in cut_micro_batches(model, rows, compute.token_budget):
             with without_cudnn_attention():
-                logits = logits_of(model, [rows[i] for i in chosen], pad_id, dtype).double()  # (B, 2)
+                logits = row_logits(model, [rows[i] for i in chosen], compute).double()  # (B, 2)
             margin = logits[:, 0] - logits[:, 1]  # an infinite one would pass as a probability of 0 or 1
             p[chosen] = torch.where(margin.isfinite(), margin.sigmoid(), torch.nan).cpu().numpy()
             bar.update(len(chosen))
@@ -168,8 +199,3 @@ def predict_p_first(
         which = [i if names is None else names[i] for i in bad[:5].tolist()]
         raise FloatingPointError(f"logits that are not finite for {len(bad)} of {len(p)} rows: {which}")
     return p
-
-
-def real_tokens(rows: Iterable[np.ndarray]) -> int:
-    """Tokens without padding: what every tokens-a-second figure of this project counts."""
-    return sum(map(len, rows))

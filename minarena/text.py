@@ -2,9 +2,9 @@
 
     <prompt>: P\\n\\n<response_a>: A\\n\\n<response_b>: B        BOS first, EOS last, tokenised as ONE string
 
-Tokenising P, A and B apart would give other ids at the seams with some tokenizers. The marks are plain text,
-not special tokens: the base was never trained on special tokens of ours, and a left cut may remove the first
-mark anyway. What it does not do: pad (batching.py), or defend against an answer that contains the marks
+Tokenising P, A and B separately would give other ids at the seams with some tokenizers. The marks are plain
+text, not special tokens: the base was never trained on special tokens of ours, and a left cut may remove the
+first mark anyway. What it does not do: pad (batching.py), or defend against an answer that contains the marks
 themselves.
 """
 
@@ -20,7 +20,7 @@ BATCH = 1024  # rows that are Python strings and lists at a time: a table is hel
 
 
 def pad_id(tokenizer) -> int:
-    """The id that fills rows up: the base's pad token, or EOS where it has none.
+    """The id that pads a row: the base's pad token, or EOS where it has none.
 
     The mask says what is padding, never the id: with pad = EOS (Qwen, SmolLM2) the two look the same.
     """
@@ -33,11 +33,11 @@ def encode(
     """Token ids of each row as it stands in the table (swap the table to get the other order).
 
     Returns int32 arrays of at most max_length tokens. A row that is too long loses its beginning (left) or
-    the middle of each part (middle, snip.py), never its BOS or EOS.
+    the middle of each part (middle, truncation.py), never its BOS or EOS.
 
     BOS and EOS are added by hand: `add_eos_token = True` on a Gemma tokenizer silently drops the BOS
-    (transformers 5.23). Texts cannot become special tokens: `split_special_tokens` spells an `<eos>` in them
-    out in ordinary tokens.
+    (transformers 5.23). Texts cannot become special tokens: `split_special_tokens` writes an `<eos>` in a
+    text as ordinary tokens.
     """
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     end = [tokenizer.eos_token_id]
@@ -59,7 +59,7 @@ def encode(
 
 
 def truncate_batch(tokenizer, texts: list[tuple], batch, room: int) -> list[list[int]]:
-    """The ids of a batch of rows, those of more than `room` tokens cut in the middle of each part."""
+    """The ids of a batch of rows; rows of more than `room` tokens are cut in the middle of each part."""
 
     def mark(tokens: int) -> list[int]:
         return tokenizer(f" (snip {tokens} tokens) ", add_special_tokens=False)["input_ids"]

@@ -1,13 +1,12 @@
 """The demo: a tiny random Gemma-2, its byte tokenizer and generated pairs; nothing is downloaded.
 
 The model is a real Gemma-2 in structure (soft-caps, a sliding window that is shorter than the rows, grouped
-heads) and goes through the same int8 path as a 9B; nothing in it was ever trained. The pairs are short
-answers in six languages of which one is polite and one is rude; the polite one wins, and one label in ten is
-turned round, so that no accuracy can go far above 0.90. Position carries nothing, and length nothing over
-all languages together. Serves the default
-run, the tests and the benchmarks.
+heads) and goes through the same int8 path as a 9B; nothing in it was ever trained. A pair is two short
+answers in one of six languages, one polite and one rude. The polite one wins, and one label in ten is turned
+round, so no accuracy can go far above 0.90. Position carries no information, nor does length over all
+languages together. The default run, the tests and the benchmarks use them.
 
-The demo's lr is its own: the seed's 2e-4 is meant for a pretrained backbone and teaches this random one
+The demo has its own lr: the recipe's 2e-4 is meant for a pretrained backbone and teaches this random one
 nothing in 150 steps (accuracy .565); 5e-3 does. Nothing else differs from the defaults, alpha 4 with r 64
 included.
 """
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 DEMO_LR = 5e-3
+DEMO_ROWS, HELD_OUT_ROWS = 2400, 600  # 2,400 rows are 150 steps
 LABEL_NOISE = 0.1
 
 # language: questions, topics (the last two occur in held-out pairs only), answers, polite words, rude words
@@ -70,7 +70,7 @@ PHRASES = {
 
 
 def demo_pairs(rows: int, seed: int, held_out: bool = False) -> pd.DataFrame:
-    """`rows` generated pairs as data.py's table; held-out ones are about topics that training never saw."""
+    """Generate `rows` pairs as data.py's table; held-out ones are about topics that training never sees."""
     rng = np.random.default_rng([seed, held_out])
     table = []
     for i in range(rows):
@@ -80,7 +80,7 @@ def demo_pairs(rows: int, seed: int, held_out: bool = False) -> pd.DataFrame:
         words = [polite, rude] if rng.random() < 0.5 else [rude, polite]  # so the position carries nothing
         first, second = (f"{rng.choice(answers).format(topic)} {rng.choice(w)}" for w in words)
         label = float((words[0] is polite) != (rng.random() < LABEL_NOISE))
-        name = f"demo-{'held-out-' * held_out}{i}"
+        name = f"demo-held-out-{i}" if held_out else f"demo-{i}"
         table.append((name, rng.choice(questions).format(topic), first, second, label, language))
     return pd.DataFrame(table, columns=["id", "prompt", "response_a", "response_b", "label", "language"])
 
@@ -88,8 +88,8 @@ def demo_pairs(rows: int, seed: int, held_out: bool = False) -> pd.DataFrame:
 def tiny_config(**changes):
     """transformers' configuration of the tiny Gemma-2.
 
-    initializer_range 0.2, not 0.02: at the usual value a random model passes on so little of its input that
-    the demo stays at chance (accuracy .54).
+    initializer_range 0.2, not 0.02: with the usual value so little of its input passes through a random model
+    that the demo stays at chance (accuracy .54).
     """
     from transformers import Gemma2Config
 
@@ -102,7 +102,7 @@ def tiny_config(**changes):
 
 
 def byte_tokenizer():
-    """One token a UTF-8 byte: any text works. Ids 0-3 are Gemma's pad, EOS, BOS and unknown."""
+    """A tokenizer with one token a UTF-8 byte: any text works. Ids 0-3 are Gemma's pad, EOS, BOS, unknown."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -117,8 +117,8 @@ def byte_tokenizer():
 
 
 def write_tiny(folder: str, seed: int = 0, **changes) -> str:
-    """Write the model and its tokenizer as an ordinary model folder; the same bytes for the same seed.
-    Returns folder."""
+    """Write the model and its tokenizer as an ordinary model folder, the same bytes for the same seed;
+    returns the folder."""
     import torch
     from safetensors.torch import save_file
     from transformers import Gemma2ForCausalLM
@@ -126,7 +126,7 @@ def write_tiny(folder: str, seed: int = 0, **changes) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Gemma2ForCausalLM(tiny_config(architectures=["Gemma2ForCausalLM"], **changes))
-    # not model.save_pretrained, which in all ranks but the first writes nothing
+    # not model.save_pretrained: it writes nothing in all ranks but the first
     model.config.save_pretrained(folder)
     tensors = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # the embeddings' own
     save_file(tensors, f"{folder}/model.safetensors", metadata={"format": "pt"})

@@ -29,8 +29,9 @@ import infer  # noqa: F401
 import train  # noqa: F401
 from minarena import model, step
 from minarena.ensemble import parts, predict
-from minarena.files import checkpoint
+from minarena.files import run as run_files
 from minarena.model import PreferenceModel
+from minarena.runtime import memory
 
 REPOSITORY = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
@@ -117,14 +118,14 @@ def small_parts() -> None:
 def signal_in_part(number: int, sent: int) -> None:
     """The same, and the signal comes in the part of that number (from 1)."""
     small_parts()
-    real, calls = predict.predict_p_first, iter(range(1, number + 1))
+    real, calls = memory.predict_p_first, iter(range(1, number + 1))
 
     def predict_p_first(*arguments, **keywords):
         if next(calls, 0) == number:
             os.kill(os.getpid(), sent)
         return real(*arguments, **keywords)
 
-    predict.predict_p_first = predict_p_first
+    memory.predict_p_first = predict_p_first
 
 
 def small_files(limit: int) -> None:
@@ -216,5 +217,5 @@ def stopped_slowly(number: int) -> None:
 
 def slow_save(seconds: float = 2) -> None:
     """A checkpoint takes that much longer, in which others could end."""
-    real = checkpoint.save_checkpoint
-    checkpoint.save_checkpoint = lambda *words, **more: (time.sleep(seconds), real(*words, **more))
+    real = run_files.save_checkpoint
+    run_files.save_checkpoint = lambda *words, **more: (time.sleep(seconds), real(*words, **more))

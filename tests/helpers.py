@@ -9,14 +9,17 @@ events(out), assert_same_run(one, other): for the tests of runs that were cut of
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from minarena.ensemble import predict
 from minarena.files.base import load_backbone
 from minarena.files.checkpoint import find_checkpoints
 from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
+from minarena.rows import Batch
+from minarena.runtime import memory
+from minarena.step import Compute, predict_p_first, train_step
 from minarena.tiny import demo_pairs
 
 TEXTS = ["prompt", "response_a", "response_b"]
@@ -71,14 +74,35 @@ def label_file(path) -> dict[str, float]:
 
 def counted(monkeypatch) -> list[int]:
     """The rows of each call of the model from here on."""
-    calls, real = [], predict.predict_p_first
+    calls, real = [], memory.predict_p_first
 
-    def count(model, rows, **more):
+    def count(model, rows, *more):
         calls.append(len(rows))
-        return real(model, rows, **more)
+        return real(model, rows, *more)
 
-    monkeypatch.setattr(predict, "predict_p_first", count)
+    monkeypatch.setattr(memory, "predict_p_first", count)
     return calls
+
+
+def one_step(model, optimizer, rows, p_first, *, lr, row_weights=None, total_weight=None, **options):
+    """step.train_step of rows and labels: (loss, gradient norm)."""
+    weights = np.ones(len(rows)) if row_weights is None else np.asarray(row_weights)
+    total = weights.sum() if total_weight is None else total_weight
+    batch = Batch(list(rows), np.asarray(p_first), weights, total, [])
+    compute, options = computing(options)
+    return train_step(model, optimizer, batch, lr, compute, **options)
+
+
+def predict(model, rows, **options):
+    """step.predict_p_first: (rows,)."""
+    compute, options = computing(options)
+    return predict_p_first(model, rows, compute, **options)
+
+
+def computing(options: dict) -> tuple[Compute, dict]:
+    """(those of the options that are Compute's, the others)"""
+    own = {name: value for name, value in options.items() if name in Compute.__dataclass_fields__}
+    return Compute(**own), {name: value for name, value in options.items() if name not in own}
 
 
 def events(out: Path, saves: bool = True) -> list[dict]:

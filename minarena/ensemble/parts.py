@@ -1,11 +1,11 @@
-"""A long job in durable parts: stopped at any moment, even by kill -9, the same command goes on.
+"""Inference in parts of 10,000 rows, each saved when done; after any interruption the same command continues.
 
     folder = open_parts("pseudo.parquet.parts", run)      run: all that decides the result
-    p = stored_part(folder, "0-ab-00003", ids)            None if it must be computed; then
+    p = stored_part(folder, "0-ab-00003", ids)            None if the part must be computed; then
     store_part(folder, "0-ab-00003", ids, p)
 
-Under its final name a part is whole (files/durable.py). A part holds the ids of its rows, and is not taken
-for other rows.
+Under its final name a part is whole (files/durable.py). A part stores its row ids and is computed again when
+they do not match.
 """
 
 import json
@@ -21,16 +21,15 @@ PART = 10_000  # rows: some minutes of a 9B on one GPU, the most that an interru
 
 
 def open_parts(folder: str, run: dict) -> Path:
-    """Make the folder, or go on in it. Raises ValueError where it holds parts of another run."""
+    """Make the folder, or go on in it; ValueError where it holds parts of another run."""
     path, record = Path(folder), Path(folder) / "run.json"
     text = json.dumps(run, indent=2)
     if record.exists():
-        begun = read_record(record)
-        other = [name for name, value in json.loads(text).items() if begun.get(name) != value]
+        before = read_record(record)
+        other = [name for name, value in json.loads(text).items() if before.get(name) != value]
         if other:
-            raise ValueError(
-                f"{folder} holds parts of a run with another {other[0]}: restore it, or delete that"
-            )
+            remedy = "restore it, or delete that"
+            raise ValueError(f"{folder} holds parts of a run with another {other[0]}: {remedy}")
         done = len([*path.glob("*.parquet")])
         say(f"{folder}: going on; {done} parts are done already")
     else:
@@ -42,14 +41,15 @@ def open_parts(folder: str, run: dict) -> Path:
 
 
 def stored_part(folder: Path | None, name: str, ids: pd.Series) -> np.ndarray | None:
-    """The numbers of the rows `ids`, in their order, if the part of that name is there, whole and theirs."""
-    path = folder and folder / f"{name}.parquet"
+    """The stored numbers of the rows `ids`, in their order; None where the part is missing, damaged or
+    another's."""
+    path = folder / f"{name}.parquet" if folder else None
     if not path or not path.exists():
         return None
     try:
         stored = pd.read_parquet(path, page_checksum_verification=True)
         return stored["p"].to_numpy() if list(stored["id"]) == list(ids) else None
-    except Exception as error:  # of a damaged file pyarrow raises many kinds
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
         say(f"{path} is damaged ({first_line(error)}): computed again")
         return None
 

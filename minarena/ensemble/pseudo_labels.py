@@ -3,13 +3,13 @@
     infer.py --adapter DIR... --data UNLABELLED... --pseudo pseudo.parquet     labels for rows that have none
     infer.py --distill RUN... --data train.parquet --pseudo distilled.parquet  labels for the training rows
 
---distill is self-distillation: each RUN was trained with another --fold of the same --n-splits, so that every
-row has a probability from a model that never saw it. Of a noisy label the soft one keeps what other rows
-agree with. Reported as good as a teacher five times as large, by the 3rd of the WSDM Cup:
+--distill is self-distillation: each RUN was trained with another --fold of the same --n-splits, so every row
+has a probability from a model that never saw it. The soft label keeps what other rows confirm and loses a
+label's noise. Reported as good as a teacher five times as large, by the 3rd of the WSDM Cup:
 https://www.kaggle.com/competitions/wsdm-cup-multilingual-chatbot-arena/discussion/567584
 
-A label is joined to its row by id, always: the seed's notebook sorted rows by length and wrote the
-predictions back by position, and then reported that pseudo-labels did not help.
+A label is always joined to its row by id: the recipe's notebook sorted rows by length, wrote the predictions
+back by position, and then reported that pseudo-labels did not help.
 """
 
 from pathlib import Path
@@ -26,26 +26,28 @@ from minarena.runtime.console import first_line, say
 
 
 def check(config: InferConfig) -> None:
-    """Raises ValueError, in one line with the remedy, for options that make no sense together."""
-    threshold, there = config.pseudo_threshold, Path(config.pseudo or "").is_file()
-    odd = threshold is not None and not 0.5 <= threshold < 1
-    problems = {
-        "--pseudo FILE is needed by --distill, --exclude and --pseudo-threshold": not config.pseudo,
-        "--pseudo needs --data FILE: the rows to label": not config.data,
-        "--distill takes the probabilities of its runs: drop --adapter": config.distill and config.adapter,
-        "--exclude is for new rows: drop it, or --distill": config.distill and config.exclude,
-        "--limit is the runs' own: drop it, or --distill": config.distill and config.limit,
-        "--pseudo is the output: drop --probs": config.probs,
-        f"--pseudo-threshold {threshold}: must be at least 0.5 and below 1": odd,
-        f"--pseudo {config.pseudo} exists: give another name, or delete it": there,
-    }
-    for problem, applies in problems.items():
-        if applies:
-            raise ValueError(problem)
+    """Raise ValueError, in one line with the remedy, for options that make no sense together."""
+    threshold = config.pseudo_threshold
+    if not config.pseudo:
+        raise ValueError("--pseudo FILE is needed by --distill, --exclude and --pseudo-threshold")
+    if not config.data:
+        raise ValueError("--pseudo needs --data FILE: the rows to label")
+    if config.distill and config.adapter:
+        raise ValueError("--distill takes the probabilities of its runs: drop --adapter")
+    if config.distill and config.exclude:
+        raise ValueError("--exclude is for new rows: drop it, or --distill")
+    if config.distill and config.limit:
+        raise ValueError("--limit is the runs' own: drop it, or --distill")
+    if config.probs:
+        raise ValueError("--pseudo is the output: drop --probs")
+    if threshold is not None and not 0.5 <= threshold < 1:
+        raise ValueError(f"--pseudo-threshold {threshold}: must be at least 0.5 and below 1")
+    if Path(config.pseudo).is_file():
+        raise ValueError(f"--pseudo {config.pseudo} exists: give another name, or delete it")
 
 
 def unlabelled(config: InferConfig) -> pd.DataFrame:
-    """The rows of --data to label: without empty texts, equal answers, and prompts of the --exclude files."""
+    """The rows of --data to label: no empty texts, no equal answers, no prompts of the --exclude files."""
     table = read_pairs(config.data, config.limit, ties="half", bar=tqdm)
     known = set().union(*map(prompts, config.exclude))
     excluded = table["prompt"].str.strip().isin(known)
@@ -57,7 +59,8 @@ def unlabelled(config: InferConfig) -> pd.DataFrame:
 
 
 def prompts(path: str) -> set[str]:
-    """Prompts of a file of any layout, stripped: as we write conversations and as its own column has them."""
+    """Prompts of a file of any layout, stripped: both as we write conversations and as its own column has
+    them."""
     found = set(read_pairs([path])["prompt"].str.strip())
     for frame, _ in read_frames(path):
         found |= {text.strip() for text in frame.get("prompt", []) if isinstance(text, str)}
@@ -65,8 +68,11 @@ def prompts(path: str) -> set[str]:
 
 
 def write_labels(path: str, table: pd.DataFrame, p_a: pd.Series, threshold: float | None) -> int:
-    """Write id, texts and winner = [p_a, p_b] of the table's rows; p_a has their ids as its index, in any
-    order. threshold: only rows of more confidence than that, with hard labels. Returns the rows written."""
+    """Write id, texts and winner = [p_a, p_b] of the table's rows; returns the number of rows written.
+
+    p_a: has the ids as its index, in any order. threshold: write only rows of more confidence, with hard
+    labels.
+    """
     p = p_a.loc[table["id"]].to_numpy()  # by id
     if threshold is not None:
         sure = np.maximum(p, 1 - p) > threshold
@@ -79,7 +85,7 @@ def write_labels(path: str, table: pd.DataFrame, p_a: pd.Series, threshold: floa
 
 
 def distilled(config: InferConfig) -> tuple[pd.DataFrame, pd.Series]:
-    """(the rows of --data as the runs read them, the mean of their held-out probabilities by id)."""
+    """(the rows of --data as the runs read them, the mean of the runs' held-out probabilities by id)"""
     records, tables = zip(*map(finished_run, config.distill), strict=True)
     for run, record in zip(config.distill, records, strict=True):
         files = [file["sha256"] for file in record["data_files"]]
@@ -102,7 +108,7 @@ def distilled(config: InferConfig) -> tuple[pd.DataFrame, pd.Series]:
 
 
 def finished_run(run: str) -> tuple[dict, pd.DataFrame]:
-    """(what is used of its train_config.json, its eval.parquet)"""
+    """(the keys of its train_config.json that are used here, its eval.parquet)"""
     names = ("data_files", "eval_data", "limit", "ties", "fold", "n_splits")
     try:
         table = pd.read_parquet(f"{run}/eval.parquet", columns=["id", "label", "p_a"])

@@ -5,6 +5,7 @@
     attention.py          causal attention over packed rows: the definition, and PyTorch's flash attention
     fused_linear.py       int8 weights and LoRA as one product
     softcap_kernels.py    soft-capped attention as three Triton kernels
+    softcap_tiles.py      the blocks of rows that these kernels work on
     recompute.py          layers that are computed again in the backward, where memory is short
     cuda_graphs.py        micro-batches of a small base, recorded once and replayed
 

@@ -3,9 +3,9 @@
     Z = softcap * tanh(scale * Q K^T / softcap)      without a cap: scale * Q K^T
     O = softmax(Z over the keys at or before a query) V
 
-Gemma-2 caps its attention logits (https://arxiv.org/abs/2408.00118, section 2.2), and the fused kernels of
-PyTorch have no cap. So there are three: `plain`, a row at a time, which says what is meant and runs anywhere;
-`flash`, PyTorch's own, without a cap; and with one the kernels of kernels.py. What none of them does: dropout
+Gemma-2 caps its attention logits (https://arxiv.org/abs/2408.00118, section 2.2), and PyTorch's fused kernels
+have no cap. So there are three implementations: `plain`, a row at a time, is the definition and runs
+anywhere; `flash` is PyTorch's own and has no cap; softcap_kernels.py has one. What none of them does: dropout
 on the probabilities (no model here has it), attention in both directions, a cache for generating text.
 """
 
@@ -51,10 +51,10 @@ def one_row(
 def flash(
     q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int, scale: float, window: int | None
 ) -> Tensor:
-    """The same without a cap, by PyTorch's packed flash attention (bf16 or fp16 on a GPU).
+    """`plain` without a cap, by PyTorch's packed flash attention (bf16 or fp16 on a GPU).
 
-    ends (B + 1,) int32 or longer: 0 and the running sum of the rows' tokens, on the device. longest: no row
-    has more tokens.
+    ends (B + 1,) int32 or longer, on the device: 0 and the running sum of the rows' tokens. longest: an upper
+    bound of the tokens of a row.
     """
     from torch.nn.attention.varlen import varlen_attn
 

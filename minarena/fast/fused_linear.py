@@ -1,7 +1,8 @@
 """An int8 weight and LoRA as one product, for the fast path: [x | u] [W | B]^T with u = dropout(x) A^T.
 
-Written in plain PyTorch to be compiled: the compiler dequantizes, drops and joins in the kernels that write
-the product's two matrices, which are then a library's. What is kept for the backward: int8, x, u.
+Written in plain PyTorch to be compiled. The compiler dequantizes, drops and concatenates in the kernels that
+write the product's two matrices; the product itself is a library's. Kept for the backward: the int8 weights,
+x and u.
 """
 
 from collections.abc import Sequence
@@ -18,12 +19,12 @@ from minarena.lora import LoRALinear
 def project(
     linears: Sequence[nn.Module], base: Int8Linear, x: Tensor, seed: Tensor | None
 ) -> Sequence[Tensor]:
-    """x (N, in) -> one (N, out) for each of the projections of this input; base: their weights, one matrix.
+    """x (N, in) -> one (N, out) for each projection in `linears`, which share the input x.
 
-    seed: a number of int32 for dropout's mask, on the device; None where nothing is dropped.
-
-    One dropout mask serves them all, as in the authors' own code for projections of one input
-    (https://github.com/microsoft/LoRA, MergedLinear): x is read once, and their A are one product.
+    base: the weights of all of them as one matrix (fuse_weights_). seed: () int32 on the device, for
+    dropout's mask; None where nothing is dropped. One dropout mask serves all projections of an input, as in
+    the LoRA authors' own code (https://github.com/microsoft/LoRA, MergedLinear): x is read once, and all A
+    are one product.
     """
     first, widths = linears[0], [base_of(linear).out_features for linear in linears]
     if not isinstance(first, LoRALinear):  # a layer below --freeze-layers
@@ -34,7 +35,7 @@ def project(
         if torch.is_grad_enabled():
             u = F.linear(x if seed is None else hash_dropout(x, first.dropout.p, seed), A)  # (N, n R)
             outputs = FusedLoraProduct.apply(x, u, base.weight, base.SCB, B, widths)
-        else:  # without dropout the merged weight does, and costs as much as a few dozen tokens
+        else:  # no gradient needed: merge LoRA into W; that costs as much as a few dozen tokens
             merged = (dequantized(base.weight, base.SCB, torch.float32) + B @ A).to(x.dtype)
             outputs = F.linear(x, merged).split(widths, dim=1)
     if base.bias is None:
@@ -43,10 +44,10 @@ def project(
 
 
 def hash_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
-    """x where each element is 0 with probability p, else divided by 1 - p; seed () int32.
+    """Dropout: each element of x is 0 with probability p, else divided by 1 - p; seed () int32.
 
-    The mask is a hash of an element's number, so it needs no memory and costs a few operations in whatever
-    kernel reads x, forward and backward; the compiler's own dropout draws each number with ten rounds of
+    The mask is a hash of (seed, the element's number). It needs no memory, and costs a few operations in the
+    kernel that reads x, forward and backward; the compiler's own dropout draws each number with ten rounds of
     Philox. The hash is lowbias32 of https://github.com/skeeto/hash-prospector.
     """
     h = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
@@ -58,12 +59,12 @@ def hash_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
 
 
 class FusedLoraProduct(torch.autograd.Function):
-    """x W^T + u B^T as one product, [x | u] [W | B]^T, and the gradients of x and u as one.
+    """x W^T + u B^T as one product, [x | u] [W | B]^T; the gradients of x and u are one product, too.
 
     x (N, in), u (N, R), CB (out, in) int8 and SCB (out,) of W, B (out, R); returns (N, width) for each of the
-    widths, which sum to out. LoRA apart would be another product and another pass over the largest tensors of
-    a layer. The gradients of the parts are never put side by side, which would be one more pass: each has its
-    own product, rounded before they are added. Kept for the backward: int8, never W.
+    widths, which sum to out. LoRA as a product of its own would be another pass over the largest tensors of a
+    layer. The backward does not concatenate the outputs' gradients, which would be one more pass: each has
+    its own product, and these are rounded before they are added. Kept for the backward: int8, never W.
     """
 
     @staticmethod
@@ -76,19 +77,19 @@ class FusedLoraProduct(torch.autograd.Function):
     def backward(ctx, *grads):
         u, CB, SCB, B = ctx.saved_tensors
         parts = zip(CB.split(ctx.widths), SCB.split(ctx.widths), B.split(ctx.widths), strict=True)
-        # not sum(), whose 0 at the start is one more addition for the compiler to write
+        # not sum(): its start value 0 is one more addition for the compiler to write
         both = reduce(torch.add, (grad @ concat_wb(*part) for grad, part in zip(grads, parts, strict=True)))
         dx, du = both.split([CB.size(1), B.size(1)], dim=1)
         return dx, du, None, None, torch.cat([grad.T @ u for grad in grads]), None
 
 
 def concat_wb(CB: Tensor, SCB: Tensor, B: Tensor) -> Tensor:
-    """[W | B] (out, in + R) in B's dtype: the compiler writes it in one pass."""
+    """[W | B] (out, in + R) in B's dtype; the compiler writes it in one pass."""
     return torch.cat([dequantized(CB, SCB, B.dtype), B], dim=1)
 
 
 def dequantized(CB: Tensor, SCB: Tensor, dtype: torch.dtype) -> Tensor:
-    """int8.dequantize as the compiler wants it: it fuses the two steps, nothing in fp32 is written."""
+    """int8.dequantize in a form that the compiler fuses: nothing in fp32 is written to memory."""
     return (CB * (SCB / 127).unsqueeze(1)).to(dtype)
 
 
@@ -97,7 +98,8 @@ def base_of(linear: nn.Module) -> nn.Module:
 
 
 def fuse_weights_(linears: Sequence[nn.Module]) -> Int8Linear:
-    """The int8 weights of projections that share an input as one matrix, of which theirs become parts."""
+    """One matrix of the int8 weights of projections that share an input; their own weights become views of
+    it."""
     bases = [base_of(linear) for linear in linears]
     bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
     CB, SCB = (torch.cat([getattr(base, name) for base in bases]) for name in ("weight", "SCB"))

@@ -1,16 +1,18 @@
 """The fast path of one GPU: packed rows, int8 weights and LoRA in one product, two compiled regions a layer.
 
-    before_attention   norm, q k v with LoRA, rotary positions            compiled
-    attend             flash attention, or with a soft-cap kernels.py     one kernel, three in the backward
-    after_attention    o, norms, the gated MLP, residuals, all with LoRA  compiled
+    before_attention   norm, q k v with LoRA, rotary positions             compiled
+    attend             flash attention; with a soft-cap our own kernel     one kernel, three in the backward
+    after_attention    o, norms, the gated MLP, residuals, with LoRA       compiled
 
-What it saves, in the order of what it is worth: padding (rows lie one after the other), eager attention,
-layers recomputed for want of memory (the compiler keeps the outputs of large products and computes the cheap
-rest again), a kernel for each small operation, LoRA's passes over the largest tensors, and with small bases
-the launches themselves (graphs.py). It is another way to the same numbers: the weights are transformers'
-modules in place, and its own layers (PreferenceModel.forward) are the reference that the tests compare with,
-logits and gradients. Gemma-2, Gemma-3, Llama and Qwen2 differ in three places of a layer, so that one page
-serves all four. What it does not do: fp16 or fp32 on a GPU, bitsandbytes' LLM.int8 product, other families.
+What it saves, most valuable first: padding (rows lie one after the other); eager attention; layers that would
+be recomputed for want of memory (the compiler keeps the outputs of large products and computes the cheap rest
+again); a kernel for each small operation; LoRA's passes over the largest tensors; and with small bases the
+launches themselves (cuda_graphs.py).
+
+The weights are transformers' modules, in place. PreferenceModel.forward, which runs transformers' own layers,
+is the reference: the tests compare logits and gradients with it. Gemma-2, Gemma-3, Llama and Qwen2 differ in
+three places of a layer, so one page serves all four. What it does not do: fp16 or fp32 on a GPU,
+bitsandbytes' LLM.int8 product, other families.
 """
 
 import functools
@@ -27,8 +29,10 @@ from torch.utils.checkpoint import checkpoint
 from minarena.fast.attention import flash, plain
 from minarena.fast.fused_linear import base_of, fuse_weights_, project
 from minarena.fast.packing import Packed, collate_packed, packed_micro_batches
+from minarena.fast.softcap_tiles import Tiles, tiles_of
 from minarena.int8 import Int8Linear
 from minarena.lora import PROJECTIONS, LoRALinear
+from minarena.model import soft_cap
 from minarena.runtime.console import say
 
 FAMILIES = ("gemma2", "gemma3_text", "llama", "qwen2")
@@ -36,10 +40,11 @@ FAMILIES = ("gemma2", "gemma3_text", "llama", "qwen2")
 
 @dataclass(frozen=True)
 class FastPath:
-    """What step.py calls in the place of its own."""
+    """What step.py calls in place of its own functions."""
 
-    cut: Callable  # (tokens of each row, token budget) -> positions of each micro-batch's rows
+    micro_batches: Callable  # (tokens of each row, token budget) -> positions of each micro-batch's rows
     logits: Callable  # (PreferenceModel, B rows of token ids) -> (B, 2), fp32
+    accumulate_: Callable | None = None  # step.accumulate_'s twin (cuda_graphs.py); None: step's own
 
 
 def why_not(backbone: nn.Module, dtype: torch.dtype) -> str:
@@ -54,7 +59,7 @@ def why_not(backbone: nn.Module, dtype: torch.dtype) -> str:
         return "it computes in bf16 only"
     if config.model_type not in FAMILIES:
         return f"it does not know the layers of {config.model_type}"
-    softcap, D = getattr(config, "attn_logit_softcapping", None), backbone.layers[0].self_attn.head_dim
+    softcap, D = soft_cap(config), backbone.layers[0].self_attn.head_dim
     if softcap and (softcap > 80 or D < 16 or D & (D - 1)):
         return "its capped attention takes caps up to 80 and head sizes that are powers of two from 16"
     if softcap and D > 64 and (capability[0] not in (9, 10) or D > 256):  # 227 KB; a consumer's GPU has 99
@@ -71,10 +76,11 @@ def use_fast_path_(model: nn.Module) -> None:
     """Prepare a PreferenceModel in place, and torch's compiler for this process."""
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        attention.joined = fuse_weights_([attention.q_proj, attention.k_proj, attention.v_proj])
-        mlp.joined = fuse_weights_([mlp.gate_proj, mlp.up_proj])
-    # Its heuristics keep what is cheap to compute again: dropped-out copies of inputs, their masks, and even
-    # the dequantized weights (16.6 GB at 9B). Off, it keeps the fewest bytes that save every large product.
+        attention.fused = fuse_weights_([attention.q_proj, attention.k_proj, attention.v_proj])
+        mlp.fused = fuse_weights_([mlp.gate_proj, mlp.up_proj])
+    # The compiler's heuristics keep what is cheap to compute again: dropped-out copies of inputs, their
+    # masks, and even the dequantized weights (16.6 GB at 9B). Without them it keeps the fewest bytes that
+    # save every large product.
     partitioner.aggressive_recomputation = True
     partitioner.ban_recompute_used_far_apart = False
     partitioner.ban_recompute_long_fusible_chains = False
@@ -83,7 +89,7 @@ def use_fast_path_(model: nn.Module) -> None:
 
 
 def take_fast_path_(model: nn.Module, dtype: torch.dtype) -> None:
-    """use_fast_path_ where it can be taken; elsewhere a line says why not, and all stays as it is."""
+    """use_fast_path_ where the fast path can be taken; elsewhere print why not, and change nothing."""
     reason = why_not(model.model, dtype)
     if reason:
         say(f"fast path off: {reason}")
@@ -98,27 +104,28 @@ def packed_logits(model: nn.Module, rows: Sequence[np.ndarray]) -> Tensor:
 
 
 def logits_of_packed(model: nn.Module, rows: Packed) -> Tensor:
-    """Logits (B, 2), fp32; reads nothing from the GPU, and no number of a tensor on it decides a launch."""
+    """Logits (B, 2), fp32. Never waits for the GPU and has no data-dependent control flow, so that it can be
+    captured in a CUDA graph."""
     backbone, training = model.model, torch.is_grad_enabled()
     hidden = backbone.get_input_embeddings()(rows.ids).to(model.residual_dtype)  # (N, C)
     rotary = rotations(backbone, hidden, rows.positions)
     seeds = dropout_seeds(backbone, model.training and training)
+    tiles = tiles_of(rows.lengths, hidden.device) if soft_cap(backbone.config) and hidden.is_cuda else None
     for i, layer in enumerate(backbone.layers):
         if training and not hidden.requires_grad and isinstance(layer.self_attn.q_proj, LoRALinear):
-            hidden.requires_grad_()  # so that the first layer's graph is every layer's
-        kept = rows.last if i + 1 == len(backbone.layers) else None
-        arguments = (layer, hidden, *rotary[i], seeds[i], rows, kept)
+            hidden.requires_grad_()  # the first layer then has the same graph as the others
+        wanted = rows.last if i + 1 == len(backbone.layers) else None
+        arguments = (layer, hidden, *rotary[i], seeds[i], rows, tiles, wanted)
         if training and i < model.recomputed:
-            # dropout is a function of the seeds: there is no generator's state to go back to
+            # dropout is a function of the seeds: no generator state has to be restored
             hidden = checkpoint(decoder_layer, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
             hidden = decoder_layer(*arguments)
-    with torch.autocast(hidden.device.type, enabled=False):  # head and logits: fp32 whatever surrounds them
-        return model.score(apply_norm(backbone.norm, hidden).float())
+    return model.head_logits(apply_norm(backbone.norm, hidden))
 
 
 def dropout_seeds(backbone: nn.Module, training: bool) -> Sequence[Tensor | None]:
-    """Of each layer: four numbers for its four products, or None where nothing is dropped."""
+    """One seed for each of a layer's four products: (4,) int32 a layer, or None where nothing is dropped."""
     tuned = [layer.self_attn.q_proj for layer in backbone.layers]
     drops = [isinstance(m, LoRALinear) and m.dropout.p > 0 for m in tuned]
     if not (training and any(drops)):
@@ -129,12 +136,13 @@ def dropout_seeds(backbone: nn.Module, training: bool) -> Sequence[Tensor | None
 
 
 def rotations(backbone: nn.Module, hidden: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """(cos, sin) of each layer, (N, 1, D); Gemma-3 has other frequencies in layers with a window."""
+    """(cos, sin) of each layer, (N, 1, D). Gemma-3 has other frequencies in layers with a window."""
     kinds = getattr(backbone.config, "layer_types", None) or [None] * len(backbone.layers)
     several = isinstance(getattr(backbone.rotary_emb, "rope_type", None), dict)
     made = {}
     for kind in set(kinds):
-        cos, sin = backbone.rotary_emb(hidden[None], positions[None], *[kind] * several)
+        more = (kind,) if several else ()
+        cos, sin = backbone.rotary_emb(hidden[None], positions[None], *more)
         made[kind] = cos.transpose(0, 1), sin.transpose(0, 1)
     return [made[kind] for kind in kinds]
 
@@ -146,36 +154,43 @@ def decoder_layer(
     sin: Tensor,
     seeds: Tensor | None,
     rows: Packed,
-    kept: Tensor | None,
+    tiles: Tiles | None,
+    wanted: Tensor | None,
 ) -> Tensor:
-    """hidden (N, C) -> (N, C). kept: tokens whose output is wanted; the last layer needs one a row."""
+    """hidden (N, C) -> (N, C). wanted: tokens whose output is needed, None for all; the last layer needs one
+    a row, and returns (B, C)."""
     q, k, v = compiled(before_attention)(layer, seeds, hidden, cos, sin)
-    out = attend(layer.self_attn, q, k, v, rows)
-    if kept is not None:
-        hidden, out = hidden[kept], out[kept]
+    out = attend(layer.self_attn, q, k, v, rows, tiles)
+    if wanted is not None:
+        hidden, out = hidden[wanted], out[wanted]
     return compiled(after_attention)(layer, seeds, hidden, out)
 
 
-def attend(attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, rows: Packed) -> Tensor:
-    """q (N, H, G, D), k and v (N, H, D) -> (N, H, G, D), with the settings of transformers' module."""
-    softcap = getattr(attention, "attn_logit_softcapping", None)
+def attend(
+    attention: nn.Module, q: Tensor, k: Tensor, v: Tensor, rows: Packed, tiles: Tiles | None
+) -> Tensor:
+    """q (N, H, G, D), k and v (N, H, D) -> (N, H, G, D), with the settings of transformers' module.
+
+    tiles: of the rows, for a base with a soft-cap on a GPU.
+    """
+    softcap = soft_cap(attention)
     window = getattr(attention, "sliding_window", None)
     if not q.is_cuda:
         return plain(q, k, v, rows.lengths, attention.scaling, softcap, window)
     if not softcap:
         return flash(q, k, v, rows.ends, len(rows.ids), attention.scaling, window)
-    from minarena.fast.softcap_kernels import CappedAttention  # its compiler comes with PyTorch for GPUs only
+    from minarena.fast.softcap_kernels import CappedAttention  # needs Triton, which only PyTorch for GPUs has
 
-    return CappedAttention.apply(q, k, v, rows.tiles, rows.pairs, attention.scaling, softcap, window)
+    return CappedAttention.apply(q, k, v, tiles.table, tiles.pairs, attention.scaling, softcap, window)
 
 
 def before_attention(
     layer: nn.Module, seeds: Tensor | None, hidden: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q (N, H, G, D), k and v (N, H, D) of H heads of keys and G heads of queries to each."""
+    """hidden (N, C) -> q (N, H, G, D), k and v (N, H, D): H heads of keys, G heads of queries to each."""
     attention, N, D = layer.self_attn, hidden.size(0), layer.self_attn.head_dim
     linears = attention.q_proj, attention.k_proj, attention.v_proj
-    qkv = project(linears, attention.joined, apply_norm(layer.input_layernorm, hidden), seed_of(seeds, 0))
+    qkv = project(linears, attention.fused, apply_norm(layer.input_layernorm, hidden), seed_of(seeds, 0))
     q, k, v = (x.view(N, -1, D) for x in qkv)
     if hasattr(attention, "q_norm"):  # Gemma-3
         q, k = attention.q_norm(q), attention.k_norm(k)
@@ -188,7 +203,7 @@ def seed_of(seeds: Tensor | None, product: int) -> Tensor | None:
 
 
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(x) in x's dtype, which Llama's and Qwen2's leave where their weights are stored in another."""
+    """norm(x) in x's dtype: Llama's and Qwen2's norms return their weight's dtype where it is another."""
     return norm(x).to(x.dtype)
 
 
@@ -206,21 +221,21 @@ def after_attention(layer: nn.Module, seeds: Tensor | None, hidden: Tensor, out:
     attention, mlp = layer.self_attn, layer.mlp
     out = out.reshape(hidden.size(0), -1)
     (out,) = project([attention.o_proj], base_of(attention.o_proj), out, seed_of(seeds, 1))
-    gemma = hasattr(layer, "pre_feedforward_layernorm")  # norms after attention and MLP, too
+    gemma = hasattr(layer, "pre_feedforward_layernorm")  # Gemma has norms after attention and MLP, too
     if gemma:
         out = apply_norm(layer.post_attention_layernorm, out)
     hidden = hidden + out
     x = apply_norm(layer.pre_feedforward_layernorm if gemma else layer.post_attention_layernorm, hidden)
-    gate, up = project([mlp.gate_proj, mlp.up_proj], mlp.joined, x, seed_of(seeds, 2))
+    gate, up = project([mlp.gate_proj, mlp.up_proj], mlp.fused, x, seed_of(seeds, 2))
     (x,) = project([mlp.down_proj], base_of(mlp.down_proj), mlp.act_fn(gate) * up, seed_of(seeds, 3))
     return hidden + (apply_norm(layer.post_feedforward_layernorm, x) if gemma else x)
 
 
 def compiled(region: Callable) -> Callable:
-    """`region(layer, seeds, *tensors)`, one graph for any number of tokens (dimension 0 of the tensors).
+    """`region(layer, seeds, *tensors)`, compiled once for any number of tokens (dimension 0 of the tensors).
 
-    Not `dynamic=True`: that makes the floats (eps, alpha / r) inputs as well, for which the compiler builds
-    kernels on the CPU.
+    Not `dynamic=True`: that makes inputs of the floats (eps, alpha / r) as well, and the compiler builds
+    kernels on the CPU for them.
     """
     fused = fused_region(region)
 

@@ -5,14 +5,14 @@
     O = P V
 
 The scheme is FlashAttention's (Dao 2023, https://arxiv.org/abs/2307.08691, algorithms 1 and 2): a program
-owns a block of queries and walks over the blocks of keys that it sees, whose scores stay on the chip; the
-backward computes P again from the normaliser. Two things are simpler than there. |Z| <= softcap, so exp(Z)
-cannot overflow and no running maximum is kept, subtracted and corrected for. And dK and dV do not come from P
-computed a third time: the kernel of dQ writes P and dS, the gradient of scale Q K^T, and what is left are
-plain products. So the backward has five products where two kernels that share nothing have seven, and no
-program sums two outputs, for which its registers are too few with heads of 256. The price is memory for one
-layer at a time, 4 bytes for each head, query and key: .6 GB for 8,000 tokens of Gemma-2-9B in rows of 2,200,
-2.2 GB for one of 8,192.
+owns a block of queries and walks over the blocks of keys that they see, whose scores stay on the chip; the
+backward computes P again from the normaliser. Two things are simpler than there. First, |Z| <= softcap, so
+exp(Z) cannot overflow, and no running maximum is kept, subtracted and corrected. Second, the kernel of dQ
+writes P and dS (the gradient of scale Q K^T), and dK and dV are plain products of them: P is not computed a
+third time. So the backward has five products, where two independent kernels have seven. And no program
+accumulates two outputs: with head size 256 the registers cannot hold both. The price is memory for one layer
+at a time, 4 bytes for each head, query and key: .6 GB for 8,000 tokens of Gemma-2-9B in rows of 2,200, 2.2 GB
+for one row of 8,192.
 
 Blocks were chosen on an H100, whose shared memory they fill with heads of 256. Not here: a cap above 80
 (exp(80) times some thousand keys is still a number in fp32 and bf16), head sizes that are no power of two,
@@ -24,21 +24,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minarena.fast.packing import TILE
+from minarena.fast.softcap_tiles import TILE
 
-LOG2E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is that of 2
-# (queries or keys a program owns, of the other kind at a time, warps, stages): measured, benchmarks/README.md
+LOG2E = tl.constexpr(1.4426950408889634)  # the hardware computes 2^x
+# (queries or keys that a program owns, of the other kind at a time, warps, stages): benchmarks/README.md
 FORWARD, QUERIES, KEYS = (128, 32, 8, 3), (64, 64, 4, 2), (64, 32, 8, 4)
-assert KEYS[1] <= KEYS[0] <= QUERIES[0] <= TILE, "else keys_kernel reads what nobody wrote"
+assert KEYS[1] <= KEYS[0] <= QUERIES[0] <= TILE, "else transpose_product_kernel reads what nobody wrote"
 
 
 class CappedAttention(torch.autograd.Function):
     """CappedAttention.apply(q, k, v, tiles, pairs, scale, softcap, window) -> (N, H, G, D)
 
     q (N, H, G, D), k and v (N, H, D), bf16: N tokens of all rows one after the other, H heads of keys, G
-    heads of queries to each. tiles (tiles, 4) int32, on the GPU, and pairs: packing.py's. window: a query
-    sees that many keys, itself included; None: all before it. Kept for the backward: Q, K, V, O and a number
-    a query and head.
+    heads of queries to each. tiles (tiles, 4) int32, on the GPU, and pairs: see softcap_tiles.Tiles. window:
+    a query sees that many keys, itself included; None: all before it. Kept for the backward: Q, K, V, O and
+    one number for each query and head.
     """
 
     @staticmethod
@@ -68,7 +68,7 @@ class CappedAttention(torch.autograd.Function):
 def launch_kernel(
     kernel, blocks: tuple[int, int, int, int], heads: int, settings: tuple, *tensors: Tensor
 ) -> None:
-    """One program for each block of a tile and each head. Every kernel gets all settings, used or not."""
+    """One program for each block of a tile and each head. Every kernel takes all settings, used or not."""
     own, other, warps, stages = blocks
     grid = (tensors[-1].size(0) * (TILE // own), heads)
     kernel[grid](*tensors, *settings, TILE, own, other, num_warps=warps, num_stages=stages)
@@ -76,9 +76,10 @@ def launch_kernel(
 
 @triton.jit
 def block_of_tile(tiles, TILE: tl.constexpr, OWN: tl.constexpr):
-    """A row's first token, its end, the number of its first pair; the tile's first token; the block in it."""
+    """This program's row start, row end, number of the row's first tile pair, tile start, block start in
+    the tile."""
     number = tl.program_id(0)
-    tile = tiles + number // (TILE // OWN) * 4  # an empty one begins where its row ends
+    tile = tiles + number // (TILE // OWN) * 4  # one line of tiles_of's table
     return (tl.load(tile), tl.load(tile + 1), tl.load(tile + 3), tl.load(tile + 2),
             number % (TILE // OWN) * OWN)  # fmt: skip
 
@@ -140,7 +141,8 @@ def backward_dq_kernel(q, k, v, out, grad, lse, dq, P_out, dS_out, tiles,
                        SCALE: tl.constexpr, CAP: tl.constexpr,
                    WINDOW: tl.constexpr, H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
                    TILE: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr):  # fmt: skip
-    """dQ; and for keys_kernel P and dS, TILE x TILE for each pair of tiles, 0 where nothing is seen."""
+    """dQ; and for transpose_product_kernel P and dS, TILE x TILE for each pair of tiles, 0 where nothing
+    is seen."""
     start, end, before, tile, block = block_of_tile(tiles, TILE, OWN)
     head, first = tl.program_id(1), tile + block
     query = first + tl.arange(0, OWN)

@@ -16,7 +16,7 @@ from torch import nn
 
 from minarena.files.durable import read_record
 from minarena.int8 import use_dequantized_
-from minarena.model import PreferenceModel, residual_dtype
+from minarena.model import PreferenceModel, residual_dtype, soft_cap
 from minarena.runtime.console import first_line
 from minarena.text import pad_id
 from minarena.tiny import write_tiny
@@ -32,6 +32,8 @@ NAMING = [
 def check_folder(name: str) -> None:
     """ValueError where a local folder lacks what is needed or names files outside of it, or where a name that
     looks like a path is none."""
+    if name == "tiny":  # the demo's, which base_folder makes
+        return
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -130,8 +132,7 @@ def load_backbone(
         if method is not None and not method.get("load_in_8bit"):
             raise ValueError("quantized, but not by bitsandbytes' 8-bit method: take the float model")
         # only transformers' eager attention applies Gemma-2's soft-cap; the others have none and take SDPA
-        softcap = getattr(config, "attn_logit_softcapping", None)
-        keywords = {"attn_implementation": "eager" if softcap else "sdpa"}
+        keywords = {"attn_implementation": "eager" if soft_cap(config) else "sdpa"}
         # with the config, for what a config.json says of attention would win, other people's kernels included
         keywords |= {"config": config, "trust_remote_code": False, "use_safetensors": True}
         keywords |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # each is refused by name

@@ -27,7 +27,7 @@ from minarena.files.pairs import read_pairs
 from minarena.report import reliability
 from minarena.report.page import COLOURS, FAINT, axes, details, forest, named, page, section, styled, table
 from minarena.report.runs import Run, about, judge_name, judges_of, read_run
-from minarena.runtime.console import run, say
+from minarena.runtime.console import run_command, say
 
 SHOWN = 20  # mistakes, and flips
 POINTS = 1000  # dots of one colour in a scatter plot: more are a blot, and megabytes
@@ -291,4 +291,4 @@ def verdict(value: float, error: float, words: str) -> str:
 
 if __name__ == "__main__":
     sys.argv[0] = "minarena.report"  # its name where something is wrong: -m puts a path there
-    run(main)
+    run_command(main)

@@ -1,8 +1,9 @@
-"""What a person reads on stderr: the first screen and the last table of a run.
+"""What a person reads on stderr: the first screen of a run, its last table, and why a command ended.
 
-Printed as soon as it is known: what the data are, before a model is loaded. Plain lines without colours, the
-same in a terminal, a file and a notebook; where stderr is no terminal, bars are off and the scripts print a
-line now and then instead. What it does not do: print results for programs, which is stdout's last line.
+Everything is printed as soon as it is known: what the data are, before a model is loaded. Plain lines without
+colours, the same in a terminal, a file and a notebook. Where stderr is no terminal, bars are off and the
+scripts print a line now and then instead. What it does not do: print results for programs, which is stdout's
+last line.
 """
 
 import sys
@@ -12,27 +13,31 @@ import pandas as pd
 import torch
 from torch import nn
 
+from minarena.batching import real_tokens
 from minarena.config import TrainConfig
 from minarena.optim import trainable
-from minarena.step import real_tokens
+from minarena.rows import Rows
 
 
 def say(*lines: str) -> None:
-    """What is meant for people goes to stderr: stdout's last line is the command's JSON object."""
+    """Print for people, on stderr: stdout's last line is the command's JSON object."""
     print(*lines, sep="\n", file=sys.stderr)
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says first, or its kind where it says nothing; a terminal takes it as text."""
-    first, *more = (str(error).strip() or type(error).__name__).splitlines()
-    line = " ".join([first, *map(str.strip, more[: first.endswith(":")])])
+    """The first line of a library's error, or its kind where it says nothing; printable, so safe in a
+    terminal."""
+    line, *more = (str(error).strip() or type(error).__name__).splitlines()
+    if line.endswith(":") and more:
+        line += " " + more[0].strip()
     return "".join(c if c.isprintable() else "?" for c in line)  # some quote the bytes of a damaged file
 
 
-def run(main: Callable, again: str = "nothing was written") -> None:
-    """Call a command's main; what a user can cause (ValueError, OSError, bad numbers) ends in one line.
+def run_command(main: Callable, again: str = "nothing was written") -> None:
+    """Call a command's main; an error that a user can cause (ValueError, OSError, bad numbers) ends in one
+    line.
 
-    again: what is said after Ctrl-C about going on.
+    again: what Ctrl-C's line says about going on.
     """
     name = sys.argv[0].rpartition("/")[2]
     try:
@@ -41,16 +46,16 @@ def run(main: Callable, again: str = "nothing was written") -> None:
         say(f"\n{name}: stopped; {again}")
         end = 130
     except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
-        full = isinstance(error, torch.OutOfMemoryError)
-        if isinstance(error, RuntimeError) and not full:
-            raise
-        end = f"{name}: {first_line(error) if full else error}"
-    # Out here the frames of the error are gone, and with them any open bar: it has ended its line.
+        out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        if isinstance(error, RuntimeError) and not out_of_memory:
+            raise  # a mistake of ours: the traceback is needed
+        end = f"{name}: {first_line(error) if out_of_memory else error}"
+    # raised outside `except`, so the traceback is freed and open progress bars close
     raise SystemExit(end)
 
 
 def plain_bars() -> None:
-    """transformers' own bars are off, too, where stderr is no terminal."""
+    """Switch transformers' own bars off where stderr is no terminal."""
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
@@ -61,8 +66,9 @@ def by_language(table: pd.DataFrame) -> str:
     """` (301 English, 200 Chinese, 99 in 12 others)`; nothing where no language is known."""
     counts = table.get("language", pd.Series(dtype=str)).value_counts()
     named = [f"{count:,} {language}" for language, count in counts[:6].items()]
-    named += [f"{counts[6:].sum():,} in {len(counts) - 6} others"] * (len(counts) > 6)
-    return f" ({', '.join(named)})" * bool(named)
+    if len(counts) > 6:
+        named.append(f"{counts[6:].sum():,} in {len(counts) - 6} others")
+    return f" ({', '.join(named)})" if named else ""
 
 
 def device_name(device: torch.device) -> str:
@@ -78,24 +84,33 @@ def describe_data(config: TrainConfig, pairs: pd.DataFrame, held_out: pd.DataFra
     )
 
 
-def print_plan(config: TrainConfig, model: nn.Module, rows: list, steps: int, budget: int) -> None:
-    """What is trained, in how many steps of what size, and what memory it takes whatever the rows."""
-    device, learnt = next(model.parameters()).device, sum(p.numel() for p in trainable(model))
-    # the fast path's joined weights are the same memory once more
-    buffers = (t for name, t in model.named_buffers() if ".joined." not in name)
+def held_bytes(model: nn.Module) -> tuple[int, int]:
+    """(numbers in the base, bytes of weights, gradients and AdamW's state), whatever the rows."""
+    device, trained = next(model.parameters()).device, sum(p.numel() for p in trainable(model))
+    # the fast path's fused weights are views of the same memory: do not count them twice
+    buffers = [tensor for name, tensor in model.named_buffers() if ".fused." not in name]
     tensors = [*model.parameters(), *buffers]
-    size, held = sum(t.numel() for t in tensors) - learnt, sum(t.numel() * t.element_size() for t in tensors)
-    held += learnt * (4 + (2 if device.type == "cuda" else 8))  # gradient, and AdamW's two moments
-    longest, most = max(map(len, rows)), sum(len(row) == config.max_length for row in rows)
+    moments = 2 if device.type == "cuda" else 8  # bytes a parameter of AdamW's two moments
+    held = sum(t.numel() * t.element_size() for t in tensors) + trained * (4 + moments)
+    return sum(t.numel() for t in tensors) - trained, held
+
+
+def print_plan(config: TrainConfig, model: nn.Module, rows: Rows, steps: int, budget: int) -> None:
+    """What is trained, in how many steps of what size, and what memory it takes whatever the rows."""
+    device, trained = next(model.parameters()).device, sum(p.numel() for p in trainable(model))
+    size, held = held_bytes(model)
+    longest = max(map(len, rows.rows))
+    most = sum(len(row) == config.max_length for row in rows.rows)
     cut = f"{most:,} rows as long as --max-length {config.max_length}, so perhaps without their start"
     if config.truncation == "middle":
         cut = f"the middle of each part of a row that is over --max-length {config.max_length} tokens"
+    path = "fast" if model.fast else "reference"
     say(
         f"model     {config.model}, {size / 1e6:,.1f} million parameters",
-        f"computed  in {config.dtype} on {device_name(device)}, {'fast' if model.fast else 'reference'} path",
-        f"trained   {learnt:,} parameters",
+        f"computed  in {config.dtype} on {device_name(device)}, {path} path",
+        f"trained   {trained:,} parameters",
         f"memory    {held / 2**30:.2g} GiB for weights, gradients and AdamW; a micro-batch comes on top",
-        f"tokens    {real_tokens(rows):,}, longest row {longest:,}",
+        f"tokens    {real_tokens(rows.rows):,}, longest row {longest:,}",
         f"cut       {cut}",
         f"steps     {steps:,} of {config.batch_size} rows in micro-batches of at most {budget:,} tokens",
     )
@@ -104,22 +119,26 @@ def print_plan(config: TrainConfig, model: nn.Module, rows: list, steps: int, bu
 
 
 def plus_minus(figures: dict, name: str) -> str:
-    """`0.8117 ± 0.0250`, a figure of metrics.scores and its standard error, which may be unknown."""
+    """`0.8117 ± 0.0250`: a figure of metrics.scores and its standard error, which may be unknown."""
     error = figures[name + "_se"]
     return f"{figures[name]:.4f} ± {float('nan') if error is None else error:.4f}"
 
 
 def print_results(config: TrainConfig, result: dict, held_out: int) -> None:
-    """The last table."""
+    """The last table of a run; held_out: rows."""
     say(f"\n{held_out} held-out rows    accuracy          log loss")
     for name in ("ab", "ba", "mean"):
-        s = result["eval"][name]
-        cells = [plus_minus(s, k) for k in ("accuracy", "log_loss") if s[k] is not None]
-        say(f"  order {name:13}  {'   '.join(cells)}" + "   (the order trained)" * (name == config.order))
+        figures = result["eval"][name]
+        cells = [plus_minus(figures, k) for k in ("accuracy", "log_loss") if figures[k] is not None]
+        trained = "   (the order trained)" if name == config.order else ""
+        say(f"  order {name:13}  {'   '.join(cells)}{trained}")
     if held_out < 200:
         say("Fewer than 200 held-out rows: the standard errors (±) say how little these figures tell.")
     speed = f"{result['tokens_per_second']:,.0f} tokens/s, at most {result['peak_memory_gib']:.2f} GiB"
     before = result["resumed_after"]  # what came before --resume was not timed here
-    steps = f"{result['steps'] - before:,} steps" + f" (after {before:,} before --resume)" * (before > 0)
+    steps = f"{result['steps'] - before:,} steps"
+    if before:
+        steps += f" (after {before:,} before --resume)"
     say(f"{steps} in {result['seconds']:,.0f} s: {speed}")
-    say(f"Next: python infer.py --adapter {config.out}" + " --data FILE" * bool(config.data))
+    data = " --data FILE" if config.data else ""
+    say(f"Next: python infer.py --adapter {config.out}{data}")

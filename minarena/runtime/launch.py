@@ -1,12 +1,12 @@
-"""How the processes of one run begin, and how they end: all of them, with one error.
+"""Start the ranks of a torchrun job together, and end them together: if one fails, all exit, with one error.
 
-    together(command)      command() in each process; when one fails all end, and it says why
+    launch(command)      command() in this process, as one rank of several under torchrun
 
-torchrun ends the processes of its own machine when one of them fails, by a SIGTERM, which here means "save
-and stop", and after 30 s by force; of other machines it knows nothing; and a sum over ranks one of which is
-gone may wait for ever. So each rank holds a connection to the one before it, and ends when that breaks: a
-process that dies of whatever cause takes the others with it in a moment. What it does not do: notice a
-machine that loses its power (NCCL's timeout does, after 10 minutes).
+torchrun alone is not enough. It ends the processes of its own machine when one of them fails, by a SIGTERM,
+which here means "save and stop", and after 30 s by force. It knows nothing of other machines. And an
+all-reduce in which one rank is gone may wait for ever. So each rank holds a connection to the rank before it
+and ends when the connection breaks: a process that dies of whatever cause ends the others in a moment. What
+it does not do: notice a machine that loses its power (NCCL's timeout does, after 10 minutes).
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from minarena.dist import this_world
 
 
 def launch(command: Callable, *arguments) -> None:
-    """command(*arguments), under torchrun in company (ranks.py)."""
+    """Call command(*arguments), under torchrun as one rank of several."""
     world = this_world()
     if world.size > 1:
         run_rank(command, arguments, world.rank, world.size)
@@ -36,7 +36,8 @@ def launch(command: Callable, *arguments) -> None:
 
 
 def run_rank(command: Callable, arguments: tuple, rank: int, size: int) -> None:
-    """Only rank 0 is heard, errors apart. After an error, or an exit with a number, it does not return."""
+    """Call command(*arguments) as one rank. Only rank 0 prints, except errors. Does not return after an error
+    or an exit with a number."""
     store = next(iter(ranks.rendezvous("env://")))[0]  # torchrun's own, which outlives the ranks
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     ranks.init_process_group(backend, store=store, rank=rank, world_size=size)
@@ -59,7 +60,7 @@ def run_rank(command: Callable, arguments: tuple, rank: int, size: int) -> None:
 
 
 def watch(before: int, ring, store, ending: threading.Lock) -> None:
-    """End this process when the rank `before` it has gone without a farewell."""
+    """End this process when the rank `before` it has gone without its last message."""
     try:
         ranks.recv(torch.zeros(1), src=before, group=ring)
     except RuntimeError:  # the connection is closed
@@ -69,12 +70,16 @@ def watch(before: int, ring, store, ending: threading.Lock) -> None:
 
 
 def end(error: BaseException, ring, store, ending: threading.Lock) -> None:
-    """End this process, and by that the others; by force, as Python's own end waits for sums to come."""
-    if isinstance(error, RuntimeError):  # so does a sum fail whose peer has gone: watch() knows better
+    """End this process, which ends the others. By force: Python's own end would wait for pending
+    collectives."""
+    if isinstance(error, RuntimeError):
+        # a collective also raises RuntimeError when a peer died: wait, so that watch() can report the peer
         time.sleep(3)
     with ending:
         code = (error.code or 0) if isinstance(error, SystemExit) else None
-        if code in range(128):  # --help or a wrong option: of all ranks, or of one machine's
+        # below 128: argument parsing ended this rank (all ranks, or those of one machine with another
+        # command)
+        if code in range(128):
             if rank := ranks.get_rank():
                 time.sleep(3)  # rank 0 says the same, if it has the same command, and is heard
                 sys.stderr.seek(0)
@@ -96,7 +101,8 @@ def end(error: BaseException, ring, store, ending: threading.Lock) -> None:
 
 
 def report_first_failure(store, words: str) -> None:
-    """Of all ranks the first that fails says why ("": has said so); the others fail because of it, too."""
+    """Print `words` if this is the first rank to fail: later failures are consequences. "": already
+    printed."""
     try:
         first = store.add("failed", 1) == 1
     except RuntimeError:  # the store has gone with its machine: better said twice than never

@@ -1,11 +1,11 @@
-"""What is done when the GPU cannot hold a micro-batch.
+"""Out of GPU memory: try the step again with smaller micro-batches.
 
-    computing = {"token_budget": 8192, ...}
-    loss, norm = within_memory_(partial(train_step, model, optimizer, rows, ...), rows, computing, auto=True)
+    one_step = partial(train_step, model, optimizer, batch, lr, compute)
+    loss, grad_norm = retry_on_oom_(one_step, batch.rows, compute)
 
-The rows of a step, or of a prediction, do not depend on --token-budget. So what ran out of memory is done
-again with half of it, and comes out the same up to rounding (with dropout on: other masks). What it does not
-do: look ahead, or raise the budget again.
+The rows of a step, or of a prediction, do not depend on the token budget. So a second try with half the
+budget gives the same result up to rounding (with dropout on: other masks). What it does not do: look ahead,
+or raise the budget again.
 """
 
 import gc
@@ -13,60 +13,62 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import torch
 
 from minarena.batching import balance_by_tokens
 from minarena.dist import World
+from minarena.model import PreferenceModel
 from minarena.runtime.console import say
-from minarena.step import seed_dropout
+from minarena.step import Compute, predict_p_first
 
 
-def retry_on_oom_(attempt: Callable, rows: Sequence, computing: dict, auto: bool, seed: tuple = ()):
-    """attempt(token_budget=...), again and again with a smaller one until it fits, if `auto`.
+def retry_on_oom_(attempt: Callable, rows: Sequence[np.ndarray], compute: Compute):
+    """Call attempt(); after an out-of-memory error halve compute.token_budget and call it again.
 
-    attempt: may be called again after torch's out-of-memory error. rows: its token ids; a budget below the
-    longest changes nothing. computing["token_budget"] is lowered in place, for what comes later. seed: (seed,
-    step, rank) that each attempt draws its dropout from. Raises MemoryError that names the value to try.
+    attempt: reads compute.token_budget, and may be called again after torch.OutOfMemoryError. rows: its token
+    ids; a budget below the longest row changes nothing. The lower budget stays, for what is computed later.
+    Raises MemoryError that names the budget to try, where compute.halve_on_oom is off or a single row is too
+    long.
     """
     longest = max(map(len, rows), default=1)
     while True:
-        budget = computing["token_budget"]
+        budget = compute.token_budget
         lower = max(budget // 2, longest)
-        if seed:
-            seed_dropout(*seed)
         try:
-            return attempt(token_budget=budget)
+            return attempt()
         except torch.OutOfMemoryError as error:
             full = f"out of GPU memory with micro-batches of {budget:,} tokens"
             if budget <= longest:
                 raise MemoryError(f"{full}: a single row, so only a smaller --max-length helps") from error
-            if not auto:
+            if not compute.halve_on_oom:
                 raise MemoryError(f"{full}: try --token-budget {lower}") from error
-        # not inside of `except`: there the error still holds the tensors that filled the memory
+        # not inside `except`: there the error still holds the tensors that filled the memory
         say(f"\n{full}: again, and from here on, with --token-budget {lower}")
-        computing["token_budget"] = lower
-        gc.collect()  # an error and the frames that it holds can be a cycle
+        compute.token_budget = lower
+        gc.collect()  # the error and its frames can be a reference cycle
         torch.cuda.empty_cache()
 
 
 def predict_on_all_ranks(
-    predict: Callable, rows: Sequence, ids: pd.Series, computing: dict, auto: bool, world: World
+    model: PreferenceModel,
+    rows: Sequence[np.ndarray],
+    names: Sequence[str],
+    compute: Compute,
+    world: World,
+    label: str | None = None,
 ) -> np.ndarray:
-    """(rows,): predict(share, names=...) of each rank's share of the rows, put together by id on every rank.
+    """P(the answer shown first wins) of each row, (rows,) on every rank; each rank computes a share of them.
 
-    predict: predict_first, with all but rows, names and token_budget. ids: of the rows, unique. Raises
-    ValueError that names the id of a row without a prediction.
+    names: the rows' ids, unique: results are joined by them. label: of the progress bar. Raises ValueError
+    that names the id of a row without a prediction.
     """
-    share = np.sort(
-        balance_by_tokens([len(row) for row in rows], world.size)[world.rank]
-    )  # equally many tokens
-    mine, names = [rows[i] for i in share], ids.iloc[share].tolist()
-    p = retry_on_oom_(partial(predict, mine, names=names), mine, computing, auto)
+    mine = np.sort(balance_by_tokens([len(row) for row in rows], world.size)[world.rank])
+    my_rows, my_names = [rows[i] for i in mine], [names[i] for i in mine]
+    p = retry_on_oom_(partial(predict_p_first, model, my_rows, compute, label, my_names), my_rows, compute)
     found = {}
-    for part in world.all_gather(dict(zip(names, p, strict=True))):
+    for part in world.all_gather(dict(zip(my_names, p, strict=True))):
         found |= part
-    missing = [name for name in ids if name not in found]
+    missing = [name for name in names if name not in found]
     if missing:
-        raise ValueError(f"no prediction for {len(missing)} of {len(ids)} rows: id {missing[0]!r}")
-    return np.array([found[name] for name in ids])
+        raise ValueError(f"no prediction for {len(missing)} of {len(names)} rows: id {missing[0]!r}")
+    return np.array([found[name] for name in names])

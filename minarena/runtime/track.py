@@ -1,11 +1,11 @@
-"""--log-to: what a run writes to log.jsonl, also shown live by TensorBoard or Weights & Biases.
+"""--log-to: show what a run writes to log.jsonl in TensorBoard or Weights & Biases as well, live.
 
     log = also_to("tensorboard", log, "runs/ab", options, done=0)      tensorboard --logdir runs
     log("step", 1, loss=0.7)                                           log.jsonl, and step/loss there
 
-Each through its own library, imported here and nowhere else; config.py has said by now if it is missing. A
-resumed run goes on in TensorBoard (what came after the checkpoint is hidden); in Weights & Biases it is a new
-run of the same name. What it does not do: replace log.jsonl, which alone is read back.
+Each through its own library, imported here and nowhere else; config.py has already refused a library that is
+not installed. A resumed run goes on in TensorBoard (what came after the checkpoint is hidden); in Weights &
+Biases it is a new run of the same name. What it does not do: replace log.jsonl, which alone is read back.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from minarena.runtime.console import first_line
 
 
 def also_to(library: str, log: Callable, out: str, options: dict, done: int) -> Callable:
-    """log, with its numbers sent to the library as well; ValueError where the library refuses."""
+    """`log`, which also sends its numbers to the library; ValueError where the library refuses."""
     try:
         send = {"tensorboard": to_tensorboard, "wandb": to_wandb}[library](out, options, done)
     except Exception as error:  # theirs: no login, no network, another version
@@ -36,7 +36,7 @@ def to_tensorboard(out: str, options: dict, done: int) -> Callable:
     def send(figures: dict[str, float], step: int) -> None:
         for name, value in figures.items():
             writer.add_scalar(name, value, step)
-        writer.flush()  # so that a run which dies has shown its last step
+        writer.flush()  # a run that dies has then shown its last step
 
     return send
 
@@ -49,7 +49,7 @@ def to_wandb(out: str, options: dict, done: int) -> Callable:
 
 
 def numbers(name: str, value) -> dict[str, float]:
-    """{"eval/ab/accuracy": 0.8, ...} of a nested event; what is None is left out."""
+    """A nested event as {"eval/ab/accuracy": 0.8, ...}, without values that are None."""
     if isinstance(value, dict):
         return {k: v for key, inner in value.items() for k, v in numbers(f"{name}/{key}", inner).items()}
     return {} if value is None else {name: value}

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import CPU, TEXTS, adapted, counted, rows_of_all_lengths, write_pairs
+from helpers import CPU, TEXTS, adapted, counted, one_step, rows_of_all_lengths, write_pairs
 
 import infer
 import train
@@ -23,7 +23,7 @@ from minarena.files.adapter import load_adapter_
 from minarena.files.base import load_backbone
 from minarena.files.pairs import read_pairs
 from minarena.model import AdapterConfig, PreferenceModel
-from minarena.step import train_step
+from minarena.runtime import memory
 from minarena.text import encode
 from minarena.tiny import byte_tokenizer, demo_pairs
 
@@ -72,7 +72,7 @@ def test_the_loss_is_the_weighted_mean_and_its_gradient_too(tiny):
     optimizer = torch.optim.SGD(parameters, lr=1.0)
     before = [p.detach().clone() for p in parameters]
     settings = {"lr": 1.0, "token_budget": 500, "pad_id": 0, "max_grad_norm": 0}
-    found, _ = train_step(model, optimizer, rows, labels, row_weights=weights, **settings)
+    found, _ = one_step(model, optimizer, rows, labels, row_weights=weights, **settings)
     assert found == pytest.approx(loss.item(), abs=1e-6)
     for old, new, grad in zip(before, parameters, expected, strict=True):
         torch.testing.assert_close(old - new, grad, rtol=1e-3, atol=1e-5)
@@ -91,13 +91,9 @@ def test_training_gives_pseudo_labelled_rows_their_soft_label_and_weight(
     pd.read_parquet(pairs_file).head(12).to_parquet(people_file)
     steps, texts = [], {}
 
-    def step(model, optimizer, rows, labels, *, row_weights, **_):
-        steps.append(
-            [
-                (byte_tokenizer().decode(r[1:-1]), *lw)
-                for r, *lw in zip(rows, labels, row_weights, strict=True)
-            ]
-        )
+    def step(model, optimizer, batch, *_, **__):
+        rows = zip(batch.rows, batch.p_first, batch.weights, strict=True)
+        steps.append([(byte_tokenizer().decode(row[1:-1]), label, weight) for row, label, weight in rows])
         return 0.7, 0.1
 
     monkeypatch.setattr(train, "train_step", step)
@@ -162,9 +158,11 @@ def test_training_and_its_evaluation_show_rows_that_are_cut_in_the_middle(
     table["response_a"] = [text * 9 for text in table["response_a"]]
     table.to_parquet(tmp_path / "long.parquet")
     seen = []
-    monkeypatch.setattr(train, "train_step", lambda m, o, rows, *_, **__: (seen.extend(rows), (0.7, 0.1))[1])
     monkeypatch.setattr(
-        train, "predict_p_first", lambda m, rows, **_: seen.extend(rows) or np.full(len(rows), 0.5)
+        train, "train_step", lambda m, o, batch, *_, **__: (seen.extend(batch.rows), (0.7, 0.1))[1]
+    )
+    monkeypatch.setattr(
+        memory, "predict_p_first", lambda m, rows, *_: seen.extend(rows) or np.full(len(rows), 0.5)
     )
     words = (
         f"--model {tiny} --data {tmp_path}/long.parquet --n-splits 4 --max-length 300 --out {tmp_path}/run"

@@ -20,10 +20,11 @@ from helpers import CPU, TEXTS, label_file, rows_of_all_lengths, write_pairs
 import infer
 import train
 from minarena.ensemble import predict
-from minarena.ensemble.predict import find_adapter, predict_pairs
+from minarena.ensemble.predict import Predictor, find_adapter, predict_pairs
 from minarena.files.base import load_backbone
 from minarena.files.pairs import read_pairs
 from minarena.model import PreferenceModel
+from minarena.step import Compute
 from minarena.tiny import byte_tokenizer, demo_pairs
 
 # ---------------------------------------------------------------------------------------------- by id
@@ -38,7 +39,7 @@ def test_each_probability_belongs_to_its_id(runs, alone, tiny, part_rows, monkey
     assert not lengths.is_monotonic_increasing and not lengths.is_monotonic_decreasing
     model = PreferenceModel(load_backbone(tiny, CPU, torch.float32), torch.nn.Identity())
     adapters = [find_adapter(run) for run in runs]
-    p = predict_pairs(model, byte_tokenizer(), table, adapters, token_budget=900, max_length=400)
+    p = predict_pairs(Predictor(model, byte_tokenizer(), Compute(token_budget=900), 400), table, adapters)
     expected = {
         row["id"]: (alone(row, 0, "ab") + alone(row, 1, "ba")) / 2 for row in table.to_dict("records")
     }

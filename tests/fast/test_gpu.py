@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from bases import write_base
-from helpers import adapted
+from helpers import adapted, one_step, predict
 
 from minarena.fast.attention import plain
 from minarena.fast.cuda_graphs import use_graphs_
@@ -18,6 +18,7 @@ from minarena.fast.fused_linear import project
 from minarena.fast.packing import collate_packed
 from minarena.fast.path import compiled, logits_of_packed, use_fast_path_, why_not
 from minarena.fast.recompute import fit_layers_
+from minarena.fast.softcap_tiles import tiles_of
 from minarena.files.base import load_backbone
 from minarena.files.checkpoint import save_checkpoint
 from minarena.files.resume import load_checkpoint_
@@ -25,7 +26,6 @@ from minarena.int8 import DequantizedProduct, Int8Linear
 from minarena.lora import LoRALinear
 from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
 from minarena.optim import make_optimizer
-from minarena.step import predict_p_first, train_step
 from minarena.text import encode
 from minarena.tiny import demo_pairs, write_tiny
 
@@ -85,8 +85,8 @@ def test_a_base_is_quantized_to_the_same_bytes_on_the_gpu_and_on_the_cpu(tiny):
 )
 def test_probabilities_are_those_of_the_cpu_in_fp32(tiny, rows, dtype, bound):
     config = AdapterConfig(r=6, alpha=9.0)
-    wanted = predict_p_first(adapted(tiny, config)[0], rows[0], **BUDGET)
-    got = predict_p_first(on_gpu(tiny, config, dtype), rows[0], dtype=dtype, **BUDGET)
+    wanted = predict(adapted(tiny, config)[0], rows[0], **BUDGET)
+    got = predict(on_gpu(tiny, config, dtype), rows[0], dtype=dtype, **BUDGET)
     assert np.ptp(wanted) > 0.1  # else anything would be close
     assert np.abs(got - wanted).max() < bound
 
@@ -100,7 +100,7 @@ def test_five_steps_in_bf16_have_the_losses_of_fp32_on_the_cpu(tiny, rows):
     ):
         optimizer = make_optimizer(model, 0.0)
         losses[dtype] = [
-            train_step(model, optimizer, *rows, lr=1e-3, dtype=dtype, **BUDGET)[0] for _ in range(5)
+            one_step(model, optimizer, *rows, lr=1e-3, dtype=dtype, **BUDGET)[0] for _ in range(5)
         ]
     assert np.abs(np.subtract(*losses.values())).max() < 0.03
     assert losses[torch.bfloat16][-1] < losses[torch.bfloat16][0]
@@ -114,7 +114,7 @@ def test_recomputed_layers_give_the_same_gradient(tiny, rows):
         if recompute:
             model.model.gradient_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(3)
-        train_step(model, make_optimizer(model, 0.0), *rows, lr=0.0, **BUDGET)
+        one_step(model, make_optimizer(model, 0.0), *rows, lr=0.0, **BUDGET)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
     assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
 
@@ -126,15 +126,15 @@ def test_8_bit_adamw_goes_on_from_a_checkpoint_bit_for_bit(tiny, rows, tmp_path)
     model = on_gpu(tiny, config, torch.float32)
     optimizer = make_optimizer(model, 0.0)
     for _ in range(3):
-        train_step(model, optimizer, *rows, lr=1e-3, **BUDGET)
+        one_step(model, optimizer, *rows, lr=1e-3, **BUDGET)
     kinds = {v.dtype for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)}
     assert torch.uint8 in kinds
     save_checkpoint(str(tmp_path), 3, model, optimizer, config, "tiny")
     resumed = on_gpu(tiny, config, torch.float32)
     resumed_optimizer = make_optimizer(resumed, 0.0)
     assert load_checkpoint_(str(tmp_path), resumed, resumed_optimizer) == 3
-    train_step(model, optimizer, *rows, lr=1e-3, **BUDGET)
-    train_step(resumed, resumed_optimizer, *rows, lr=1e-3, **BUDGET)
+    one_step(model, optimizer, *rows, lr=1e-3, **BUDGET)
+    one_step(resumed, resumed_optimizer, *rows, lr=1e-3, **BUDGET)
     other = dict(resumed.named_parameters())
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -150,8 +150,8 @@ def base(request, tmp_path) -> str:
 
 
 def logits_and_gradient(model, rows, labels, dtype) -> tuple[np.ndarray, torch.Tensor]:
-    p = predict_p_first(model, rows, dtype=dtype, **BUDGET)
-    train_step(
+    p = predict(model, rows, dtype=dtype, **BUDGET)
+    one_step(
         model, make_optimizer(model, 0.0), rows, labels, lr=0.0, max_grad_norm=0.0, dtype=dtype, **BUDGET
     )
     return p, torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.requires_grad])
@@ -181,7 +181,7 @@ def test_fast_layers_that_are_recomputed_give_the_same_gradient(tiny, rows):
         use_fast_path_(model)
         model.recomputed = recomputed
         torch.manual_seed(3)
-        train_step(model, make_optimizer(model, 0.0), *rows, lr=0.0, dtype=torch.bfloat16, **BUDGET)
+        one_step(model, make_optimizer(model, 0.0), *rows, lr=0.0, dtype=torch.bfloat16, **BUDGET)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
     assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[0].norm()
 
@@ -222,7 +222,8 @@ def test_the_attention_kernels_are_as_near_to_fp32_as_bf16_allows(H, G, D, windo
     q, k, v, grad = (torch.randn(shape, device="cuda").bfloat16() for shape in shapes)
     settings = 3 / D**0.5, 5.0, window
     inputs = [x.clone().requires_grad_() for x in (q, k, v)]
-    got = CappedAttention.apply(*inputs, packed.tiles, packed.pairs, *settings)
+    tiles = tiles_of(packed.lengths, "cuda")
+    got = CappedAttention.apply(*inputs, tiles.table, tiles.pairs, *settings)
     wanted_inputs = [x.float().requires_grad_() for x in (q, k, v)]
     wanted = plain(*wanted_inputs, packed.lengths, *settings)
     pairs = [(got, wanted)]
@@ -249,7 +250,7 @@ def test_graphs_add_the_gradients_of_the_same_micro_batches_run_one_by_one(base,
         optimizer, found = make_optimizer(model, 0.0), []
         for first in (0, 8, 16, 4, 12, 0):  # sizes come again, with other rows
             part = slice(first, first + 8)
-            train_step(model, optimizer, rows[0][part], rows[1][part], lr=0.0, dtype=torch.bfloat16, **BUDGET)
+            one_step(model, optimizer, rows[0][part], rows[1][part], lr=0.0, dtype=torch.bfloat16, **BUDGET)
             found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
         gradients[graphs] = torch.stack(found)
     assert any(model.graphs.values())
@@ -279,7 +280,7 @@ def test_a_recording_that_runs_out_of_memory_drops_all_graphs_and_training_goes_
 
     def loss(count: int) -> float:
         part, budget = (rows[0][:count], rows[1][:count]), {**BUDGET, "token_budget": 100_000}
-        return train_step(model, optimizer, *part, lr=0.0, dtype=torch.bfloat16, **budget)[0]
+        return one_step(model, optimizer, *part, lr=0.0, dtype=torch.bfloat16, **budget)[0]
 
     use_fast_path_(model)
     use_graphs_(model, logits)
@@ -301,6 +302,6 @@ def test_a_replayed_graph_draws_other_dropout_masks_each_time_and_the_same_for_a
     for seed in (1, 1, 1, 2, 1, 2):  # the first two run and record
         torch.manual_seed(seed)
         part = rows[0][:8], rows[1][:8]
-        losses.append(train_step(model, optimizer, *part, lr=0.0, dtype=torch.bfloat16, **BUDGET)[0])
+        losses.append(one_step(model, optimizer, *part, lr=0.0, dtype=torch.bfloat16, **BUDGET)[0])
     assert losses[2] == pytest.approx(losses[4], abs=1e-6) and losses[3] == pytest.approx(losses[5], abs=1e-6)
     assert abs(losses[2] - losses[3]) > 1e-4

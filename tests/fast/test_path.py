@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from bases import FAMILIES, write_base
-from helpers import CPU, adapted
+from helpers import CPU, adapted, one_step, predict
 
 import train
 from minarena.batching import collate
@@ -29,7 +29,6 @@ from minarena.int8 import Int8Linear
 from minarena.lora import LoRALinear
 from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
 from minarena.optim import make_optimizer
-from minarena.step import predict_p_first, train_step
 
 ROWS = [np.random.default_rng(n).integers(4, 255, n, dtype=np.int32) for n in (37, 5, 64, 21, 40)]
 LABELS = np.array([1.0, 0.0, 0.5, 1.0, 0.0])
@@ -56,10 +55,10 @@ def base(request, tmp_path_factory) -> str:
 
 def results(model, budget: int, recomputed: int = 0) -> tuple[np.ndarray, float, torch.Tensor]:
     """(P of each row, loss, all gradients) with dropout as the model has it"""
-    p = predict_p_first(model, ROWS, token_budget=budget, pad_id=0)
+    p = predict(model, ROWS, token_budget=budget, pad_id=0)
     model.recomputed = recomputed
     torch.manual_seed(5)
-    loss, _ = train_step(
+    loss, _ = one_step(
         model,
         make_optimizer(model, 0.0),
         ROWS,

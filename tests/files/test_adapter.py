@@ -236,16 +236,14 @@ def test_files_that_are_missing_or_damaged_are_refused_by_folder(saved):
             read_adapter(folder)
 
 
-def test_a_head_of_three_labels_comes_back(tiny, tmp_path):
-    """What --labels of a quantized folder can ask for; two is what this project trains."""
-    model, config = adapted(tiny, labels=3)
-    assert logits_of(model).shape == (3, 3)
-    assert adapter_tensors(model)["score.4.weight"].shape == (3, 32)
+def test_a_head_of_three_labels_or_of_another_kind_is_refused_by_name(tiny, tmp_path):
+    model, config = adapted(tiny)
+    model.score[4] = torch.nn.Linear(32, 3)
     save_adapter(tmp_path, model, config, tiny)
-    assert AdapterConfig().labels == 2
     with pytest.raises(ValueError, match="number of labels"):
         load_adapter_(model, tmp_path)
-    load_adapter_(model, tmp_path, labels=3)
+    with pytest.raises(ValueError, match="head 'attention': must be mlp or linear"):
+        make_head("attention", 8, 0.0)
 
 
 def test_only_lora_and_head_are_trained_on_a_base_that_was_not_frozen():

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 
 import train
+from minarena.fast.path import FastPath
+from minarena.files import run
 from minarena.files.checkpoint import find_checkpoints, save_checkpoint
 from minarena.files.resume import load_checkpoint_
 from minarena.optim import make_optimizer, trainable
@@ -330,11 +332,11 @@ def test_the_record_says_which_path_ran_and_a_run_is_resumed_on_the_same_one(wor
 
     def on_the_fast_path(*arguments):
         model, *rest = real(*arguments)
-        model.fast = "as if"
+        model.fast = FastPath(None, None)
         return model, *rest
 
     monkeypatch.setattr(train, "build", on_the_fast_path)
-    monkeypatch.setattr(train, "create_run_folder", lambda out, record: claimed.append(record.get("path")))
+    monkeypatch.setattr(run, "write_record", lambda out, record: claimed.append(record.get("path")))
     monkeypatch.setattr(train, "make_optimizer", lambda *_: stop())
     with pytest.raises(CutOff):
         train.main([*words, "--out", str(cut_off / "other")])

@@ -3,14 +3,15 @@
 rows_of_step(step, rows, batch_size, seed) -> row numbers
 micro_batches(lengths, budget) -> positions, longest rows first
 collate(rows, pad_id) -> token ids and mask, padded on the left
-balanced(lengths, budget), collate_packed(rows): the same for packed rows, without padding
+packed_micro_batches(lengths, budget), collate_packed(rows): the same for packed rows, without padding
 """
 
 import numpy as np
 import pytest
 
 from minarena.batching import collate, micro_batches, rows_of_step, steps_per_epoch
-from minarena.fast.packing import TILE, collate_packed, packed_micro_batches
+from minarena.fast.packing import collate_packed, packed_micro_batches
+from minarena.fast.softcap_tiles import TILE, tiles_of
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 100])
@@ -70,7 +71,7 @@ def test_packed_micro_batches_are_alike_in_tokens():
         [0, 3],
         [1, 2],
     ]  # by hand
-    assert len(packed_micro_batches([30, 30], 60)) == 2  # each is filled up to 32
+    assert len(packed_micro_batches([30, 30], 60)) == 2  # each is padded to 32
     assert packed_micro_batches([], 8) == []
 
 
@@ -93,20 +94,17 @@ def test_packed_shapes_depend_on_the_numbers_asked_for_alone():
         assert packed.last[: len(rows)].tolist() == [
             int(packed.ends[i]) + len(r) - 1 for i, r in enumerate(rows)
         ]
-        shapes.add(
-            tuple(
-                tuple(getattr(packed, name).shape) for name in ("ids", "positions", "last", "ends", "tiles")
-            )
-        )
+        shapes.add(tuple(tuple(getattr(packed, name).shape) for name in ("ids", "positions", "last", "ends")))
     assert len(shapes) == 1
 
 
 def test_tiles_cover_each_row_once_and_nothing_else():
     packed = collate_packed([np.arange(n) for n in (300, 128, 5, 129)], tokens=1024, count=8)
+    tiles = tiles_of(packed.lengths)
     covered = np.zeros(1024, dtype=int)
-    before = {(0, 304): 0, (304, 432): 6, (432, 440): 7, (440, 576): 8, (576, 1024): 11, (0, 0): 0}
-    for start, end, first, pairs in packed.tiles.tolist():
+    before = {(0, 304): 0, (304, 432): 6, (432, 440): 7, (440, 576): 8, (576, 1024): 11}
+    for start, end, first, pairs in tiles.table.tolist():
         covered[first : min(first + TILE, end)] += 1
         assert pairs == before[start, end]  # 3 tiles of queries have 1 + 2 + 3 pairs with tiles of keys
     assert (covered == 1).all()
-    assert packed.pairs == 11 + 10
+    assert tiles.pairs == 11 + 10

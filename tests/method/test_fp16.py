@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import CPU, adapted, rows_of_all_lengths, write_pairs
+from helpers import CPU, adapted, predict, rows_of_all_lengths, write_pairs
 from safetensors.torch import load_file, save_file
 
 import infer
 from minarena.files.adapter import save_adapter
 from minarena.model import PreferenceModel, default_dtype, residual_dtype
-from minarena.step import predict_p_first
 from minarena.tiny import write_tiny
 
 LARGEST = torch.finfo(torch.float16).max
@@ -55,7 +54,7 @@ def predicted(base: str, dtype: torch.dtype, residual: torch.dtype) -> tuple[np.
         layer.register_forward_hook(lambda _, __, out: stream.append(out.abs().max().item()))
         for norm in (layer.post_attention_layernorm, layer.post_feedforward_layernorm):
             norm.register_forward_hook(lambda _, __, out: added.append(out.abs().max().item()))
-    return predict_p_first(model, ROWS, token_budget=512, pad_id=0, dtype=dtype), max(stream), max(added)
+    return predict(model, ROWS, token_budget=512, pad_id=0, dtype=dtype), max(stream), max(added)
 
 
 def test_fp16_with_the_residual_stream_in_fp32_predicts_what_fp32_does_and_all_in_fp16_overflows(base):
@@ -113,5 +112,5 @@ def test_the_residual_dtype_is_the_embeddings_and_every_layers(base):
     model = adapted(base)[0]
     assert isinstance(model, PreferenceModel) and model.residual_dtype == torch.float32
     model.model.layers[1].register_forward_pre_hook(lambda _, x: seen.append(x[0].dtype))
-    predict_p_first(model, ROWS, token_budget=512, pad_id=0, dtype=torch.float16)
+    predict(model, ROWS, token_budget=512, pad_id=0, dtype=torch.float16)
     assert set(seen) == {torch.float32}

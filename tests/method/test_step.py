@@ -1,9 +1,9 @@
 """One optimiser step and one evaluation: what is optimised, by how much, and when it stops.
 
 optimizer = make_optimizer(model, weight_decay=0.0)
-loss, norm = train_step(model, optimizer, rows, p_first, lr=lr_at(step, steps, 2e-4, 0.025),
+loss, norm = one_step(model, optimizer, rows, p_first, lr=lr_at(step, steps, 2e-4, 0.025),
                         token_budget=4096, pad_id=0)
-p = predict_p_first(model, rows, token_budget=4096, pad_id=0)      P(the answer shown first wins), (rows,)
+p = predict(model, rows, token_budget=4096, pad_id=0)      P(the answer shown first wins), (rows,)
 
 Compared with: a loop over single rows with torch's cross_entropy, torch.optim.AdamW, transformers' schedule.
 """
@@ -16,19 +16,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import adapted
+from helpers import adapted, one_step, predict
 from torch.nn.functional import cross_entropy
 from transformers import TrainingArguments, get_linear_schedule_with_warmup
 
 import train
-from minarena.batching import micro_batches, rows_of_step
+from minarena.batching import micro_batches, real_tokens, rows_of_step
 from minarena.data import swapped
 from minarena.files.adapter import save_adapter
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
 from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
 from minarena.optim import lr_at, make_optimizer, trainable
-from minarena.step import predict_p_first, preference_loss, real_tokens, seed_dropout, train_step
+from minarena.step import preference_loss, seed_dropout
 from minarena.text import encode
 
 LENGTHS = (3, 31, 8, 20, 5, 30, 12)
@@ -80,7 +80,7 @@ def test_any_split_into_micro_batches_gives_the_gradient_of_a_loop_over_rows(mod
     theirs = gradients(model)
     model.zero_grad()
     step = STEP | {"token_budget": budget}
-    loss, norm = train_step(model, keep_gradients(model), ROWS, P_FIRST, max_grad_norm=0, **step)
+    loss, norm = one_step(model, keep_gradients(model), ROWS, P_FIRST, max_grad_norm=0, **step)
     assert loss == pytest.approx(expected.item(), abs=1e-6)
     close(gradients(model), theirs)
     assert norm == pytest.approx(math.sqrt(sum((g**2).sum().item() for g in theirs.values())), rel=1e-5)
@@ -89,11 +89,11 @@ def test_any_split_into_micro_batches_gives_the_gradient_of_a_loop_over_rows(mod
 def test_gradients_are_scaled_down_to_the_norm_asked_for(model):
     """The norm that is returned is the one before clipping."""
     model.zero_grad()
-    _, norm = train_step(model, keep_gradients(model), ROWS, P_FIRST, max_grad_norm=0, **STEP)
+    _, norm = one_step(model, keep_gradients(model), ROWS, P_FIRST, max_grad_norm=0, **STEP)
     whole = gradients(model)
     for bound, factor in ((norm / 3, 1 / 3), (norm * 2, 1)):
         model.zero_grad()
-        assert train_step(model, keep_gradients(model), ROWS, P_FIRST, max_grad_norm=bound, **STEP)[1] == norm
+        assert one_step(model, keep_gradients(model), ROWS, P_FIRST, max_grad_norm=bound, **STEP)[1] == norm
         close(gradients(model), {name: g * factor for name, g in whole.items()})
 
 
@@ -114,7 +114,7 @@ def test_weights_after_five_steps_are_those_of_torch_adamw(tiny):
             ROWS[step : step + 3],
             P_FIRST[step : step + 3],
         )  # others each step: the averages matter
-        train_step(model, optimizer, rows, p_first, max_grad_norm=0.5, **STEP | {"lr": lr})
+        one_step(model, optimizer, rows, p_first, max_grad_norm=0.5, **STEP | {"lr": lr})
         theirs.zero_grad()
         naive_loss(other.train(), rows, p_first).backward()
         torch.nn.utils.clip_grad_norm_([p for _, p in named], 0.5)
@@ -162,7 +162,7 @@ def test_the_loss_is_torchs_cross_entropy_with_its_label_smoothing(smoothing):
 
 def test_label_smoothing_reaches_the_step(model):
     plain, smooth = (
-        train_step(model, keep_gradients(model), ROWS, P_FIRST, label_smoothing=s, **STEP)[0]
+        one_step(model, keep_gradients(model), ROWS, P_FIRST, label_smoothing=s, **STEP)[0]
         for s in (0.0, 0.4)
     )
     with torch.no_grad():
@@ -174,14 +174,14 @@ def test_label_smoothing_reaches_the_step(model):
 def test_a_number_that_is_not_finite_stops_before_the_weights_change(tiny, where):
     model, _ = adapted(tiny)
     optimizer = make_optimizer(model, 0.0)
-    train_step(model, optimizer, ROWS, P_FIRST, **STEP)
+    one_step(model, optimizer, ROWS, P_FIRST, **STEP)
     if where == "loss":
         model.score[4].bias.data[0] = float("nan")
     else:
         model.score[4].bias.register_hook(lambda gradient: gradient * float("inf"))
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
     with pytest.raises(FloatingPointError, match=r"loss \S+, gradient norm (nan|inf)"):
-        train_step(model, optimizer, ROWS, P_FIRST, **STEP)
+        one_step(model, optimizer, ROWS, P_FIRST, **STEP)
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, before[0][name], rtol=0, atol=0, equal_nan=True)
     for index, state in optimizer.state_dict()["state"].items():
@@ -193,20 +193,20 @@ def test_predictions_come_back_in_the_order_of_the_rows(model):
         logits = torch.cat([model.eval()(torch.as_tensor(r)[None], torch.ones(1, len(r))) for r in ROWS])
     expected = logits.double().softmax(dim=-1)[:, 0].numpy()
     for budget in (1, 64, 10_000):
-        p = predict_p_first(model, ROWS, token_budget=budget, pad_id=0)
+        p = predict(model, ROWS, token_budget=budget, pad_id=0)
         np.testing.assert_allclose(p, expected, rtol=0, atol=1e-6)
     assert np.std(expected) > 1e-3
-    assert len(predict_p_first(model, [], token_budget=64, pad_id=0)) == 0
+    assert len(predict(model, [], token_budget=64, pad_id=0)) == 0
 
 
 def test_prediction_switches_dropout_off_and_training_switches_it_on(tiny):
     model, _ = adapted(tiny, dropout=0.5, head_dropout=0.5)
-    first, second = (predict_p_first(model.train(), ROWS, token_budget=64, pad_id=0) for _ in range(2))
+    first, second = (predict(model.train(), ROWS, token_budget=64, pad_id=0) for _ in range(2))
     assert np.array_equal(first, second)
     losses = []
     for seed, step in ((1, 7), (1, 7), (1, 8), (2, 7)):
         seed_dropout(seed, step)
-        losses.append(train_step(model.eval(), keep_gradients(model), ROWS, P_FIRST, **STEP)[0])
+        losses.append(one_step(model.eval(), keep_gradients(model), ROWS, P_FIRST, **STEP)[0])
     assert losses[0] == losses[1] and len(set(losses)) == 3  # masks follow from (seed, step) alone
 
 
@@ -214,7 +214,7 @@ def test_predictions_that_are_not_finite_stop_and_name_their_positions(tiny):
     model, _ = adapted(tiny)
     model.score[4].bias.data[:] = float("nan")
     with pytest.raises(FloatingPointError, match=r"for 7 of 7 rows: \[0, 1, 2, 3, 4\]"):
-        predict_p_first(model, ROWS, token_budget=64, pad_id=0)
+        predict(model, ROWS, token_budget=64, pad_id=0)
 
 
 def test_a_step_under_bf16_autocast_is_close_to_the_fp32_step(model):
@@ -222,7 +222,7 @@ def test_a_step_under_bf16_autocast_is_close_to_the_fp32_step(model):
     for dtype in (torch.float32, torch.bfloat16):
         model.zero_grad()
         losses.append(
-            train_step(model, keep_gradients(model), ROWS, P_FIRST, dtype=dtype, max_grad_norm=0, **STEP)[0]
+            one_step(model, keep_gradients(model), ROWS, P_FIRST, dtype=dtype, max_grad_norm=0, **STEP)[0]
         )
         found.append(torch.cat([g.flatten() for g in gradients(model).values()]))
     assert losses[1] == pytest.approx(losses[0], abs=0.02) and losses[1] != losses[0]
@@ -276,7 +276,7 @@ def test_cudnn_attention_is_off_in_the_forward_and_where_layers_are_recomputed(r
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     rows = [np.arange(4, 9, dtype=np.int32), np.arange(4, 7, dtype=np.int32)]
-    train_step(model, make_optimizer(model, 0.0), rows, np.ones(2), lr=0.0, token_budget=64, pad_id=0)
+    one_step(model, make_optimizer(model, 0.0), rows, np.ones(2), lr=0.0, token_budget=64, pad_id=0)
     assert enabled == [False] * (2 if recompute else 1)
 
 
@@ -284,10 +284,10 @@ def test_an_infinite_logit_is_no_probability():
     class Infinite(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.weight, self.fast = torch.nn.Parameter(torch.zeros(1)), None
 
         def forward(self, input_ids, attention_mask):
             return torch.tensor([[float("inf"), 0.0]]).expand(len(input_ids), 2)
 
     with pytest.raises(FloatingPointError, match="not finite"):
-        predict_p_first(Infinite(), [np.array([4, 5])], token_budget=8, pad_id=0)
+        predict(Infinite(), [np.array([4, 5])], token_budget=8, pad_id=0)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 import quantize
 import train
 from minarena.config import TrainConfig, parse
-from minarena.runtime.console import by_language, run
+from minarena.runtime.console import by_language, run_command
 from minarena.tiny import demo_pairs
 
 
@@ -90,7 +90,7 @@ def test_a_bar_that_is_open_ends_its_line_before_the_error():
         raise ValueError("row 3 is bad")
 
     with pytest.raises(SystemExit, match="row 3 is bad"):
-        run(main)
+        run_command(main)
     assert stream.getvalue().endswith("\n")
 
 

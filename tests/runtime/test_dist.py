@@ -29,8 +29,8 @@ import train
 from minarena.batching import balance_by_tokens
 from minarena.dist import SINGLE_PROCESS, World, this_world
 from minarena.files.checkpoint import find_checkpoints
-from minarena.runtime.memory import predict_on_all_ranks
-from minarena.step import seed_dropout
+from minarena.runtime import memory
+from minarena.step import Compute, seed_dropout
 
 
 @pytest.fixture(scope="module")
@@ -154,11 +154,11 @@ def test_each_rank_draws_masks_of_its_own():
 
 def test_a_row_that_no_rank_predicted_is_an_error_that_names_it(monkeypatch):
     monkeypatch.setattr(World, "all_gather", lambda self, value: [value])  # as if nothing came from rank 1
-    ids, rows = pd.Series(["x", "y", "z"]), [np.arange(n) for n in (5, 4, 3)]
-    predict = lambda mine, names, token_budget: np.full(len(mine), 0.5)  # noqa: E731
+    monkeypatch.setattr(memory, "predict_p_first", lambda model, mine, *_: np.full(len(mine), 0.5))
+    names, rows = ["x", "y", "z"], [np.arange(n) for n in (5, 4, 3)]
     with pytest.raises(ValueError, match="no prediction for 2 of 3 rows: id 'y'"):
-        predict_on_all_ranks(predict, rows, ids, {"token_budget": 8}, True, World(0, 2))
-    found = predict_on_all_ranks(predict, rows, ids, {"token_budget": 8}, True, SINGLE_PROCESS)
+        memory.predict_on_all_ranks(None, rows, names, Compute(), World(0, 2))
+    found = memory.predict_on_all_ranks(None, rows, names, Compute(), SINGLE_PROCESS)
     assert found.tolist() == [0.5] * 3
 
 
