@@ -25,6 +25,7 @@ from minarena.ensemble.pseudo_labels import check, distilled, unlabelled, write_
 from minarena.fast.path import take_fast_path_
 from minarena.files.base import check_folder, load_base
 from minarena.files.durable import TMP_SUFFIX, file_record, write_whole
+from minarena.files.lock import unlock_folder
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
 from minarena.metrics import scores
@@ -44,8 +45,8 @@ def main(argv: list[str] | None = None) -> dict:
     out = config.pseudo or config.out
     for path in [out, config.probs] if config.probs else [out]:
         check_writable(path, [*config.data, *config.exclude], world)
-    if out == config.probs:
-        raise ValueError(f"--probs {out} is the other output's file, too: give another name")
+    if config.probs and Path(out).resolve() == Path(config.probs).resolve():
+        raise ValueError(f"--probs {config.probs} is the other output's file, too: give another name")
     if config.distill:
         table, p_a = distilled(config)
         result, parts = {"runs": config.distill, "seconds": 0.0}, None
@@ -73,6 +74,7 @@ def main(argv: list[str] | None = None) -> dict:
         write_whole(probs, config.probs)
     if parts:
         shutil.rmtree(parts)
+        unlock_folder(parts)
     if table["label"].notna().all():
         result |= scores(table["label"].to_numpy(), p, table["prompt"].to_numpy())
         for name in ("accuracy", "log_loss"):
