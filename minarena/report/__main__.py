@@ -23,7 +23,7 @@ from minarena.report.page import page, section, styled
 from minarena.report.predictors import best_of, predictors_of
 from minarena.report.runs import read_run
 from minarena.report.words import ENOUGH
-from minarena.runtime.console import run_command, say
+from minarena.runtime.console import printable, run_command, say
 
 
 @dataclass
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> dict:
     write_text(html, Path(config.out))
     rows = {each.name: len(each.rows) for each in predictors}
     result = {"out": config.out, "runs": config.runs, "rows": rows}
-    say(f"{len(runs)} runs, {len(done)} finished -> {config.out}: open it in a browser")
+    say(printable(f"{len(runs)} runs, {len(done)} finished -> {config.out}: open it in a browser"))
     print(json.dumps(result))
     return result
 

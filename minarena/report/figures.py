@@ -35,7 +35,8 @@ def training_curve(run: Run) -> Curve:
     events = [event for event in run.events if event["event"] == "step"]
     steps = pd.DataFrame(events, columns=["step", "loss", "lr"])
     key = judged_by(run.record["order"])
-    held_out = [(e["step"], e[key]["log_loss"]) for e in run.events if e["event"] == "eval" and key in e]
+    evaluations = [event for event in run.events if event["event"] == "eval" and event.get(key)]
+    held_out = [(event["step"], event[key]["log_loss"]) for event in evaluations]
     tenth = max(2, len(steps) // 10)
     first, last = steps["loss"][:tenth], steps["loss"][-tenth:]
     error = np.hypot(first.sem(), last.sem()) if len(steps) >= ENOUGH else np.nan
@@ -164,10 +165,11 @@ def quantiles(values: pd.Series, rows: pd.DataFrame, number: int, name: str) -> 
     of_row = pd.qcut(values, number, labels=False, duplicates="drop").fillna(0)
     parts = [part for _, part in rows.groupby(of_row)]
     ends = [(values[part.index].min(), values[part.index].max()) for part in parts]
-    different = len({end for both in ends for end in both})
+    wide = sum(low < high for low, high in ends)
     for decimals in range(0 if (values % 1 == 0).all() else 1, 16):
         printed = [[f"{end:,.{decimals}f}" for end in both] for both in ends]
-        if len({end for both in printed for end in both}) == different:
+        apart = len({tuple(both) for both in printed}) == len(parts)
+        if apart and sum(low != high for low, high in printed) == wide:
             break
     return [(name.format(*both), part) for both, part in zip(printed, parts, strict=True)]
 

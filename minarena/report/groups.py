@@ -27,11 +27,14 @@ def weak(best: Predictor) -> str:
     rows = best.rows
     kinds = [groups_of(rows, column) for column in GROUPS if column in rows]
     by_prompt = quantiles(rows["prompt"].str.len(), rows, 4, "prompt {} to {} characters")
-    for cut, part in rows.groupby("cut"):
-        by_prompt.append(("cut at --max-length" if cut else "not cut", part))
-    kinds = [groups for groups in kinds if len(large_enough(groups)) > 1] + [by_prompt]
-    listed = [group for groups in kinds for group in large_enough(groups)]
-    return section("Where is it weak?", [by_group(groups) for groups in kinds], numbers(listed))
+    if rows["cut"].nunique() > 1:
+        by_prompt += [
+            ("cut at --max-length" if cut else "not cut", part) for cut, part in rows.groupby("cut")
+        ]
+    kinds = [groups for groups in kinds if len(large_enough(groups)) > 1]
+    panels = [by_group(groups, benchmark=True) for groups in kinds] + [by_group(by_prompt)]
+    listed = [group for groups in [*kinds, by_prompt] for group in large_enough(groups)]
+    return section("Where is it weak?", panels, numbers(listed))
 
 
 def groups_of(rows: pd.DataFrame, column: str) -> list[Group]:
@@ -41,8 +44,11 @@ def groups_of(rows: pd.DataFrame, column: str) -> list[Group]:
     return [(f"{prefix}{value}", part) for value, part in known.groupby(known[column].astype(str))]
 
 
-def by_group(groups: list[Group]) -> tuple[Axes, str]:
-    """The accuracy of each group that is large enough, and a sentence on the lowest and the highest."""
+def by_group(groups: list[Group], benchmark: bool = False) -> tuple[Axes, str]:
+    """The accuracy of each group that is large enough, and a sentence on the lowest and the highest.
+
+    benchmark: whether to add the mean over the groups, the figure of benchmarks such as RewardBench (Lambert
+    et al. 2024, https://arxiv.org/abs/2403.13787)."""
     found = [(name, mean(part["right"], part)) for name, part in large_enough(groups)]
     if len(found) < 2:
         return axes("accuracy", "", 0.8), f"There are no two groups of {ENOUGH} rows or more to compare."
@@ -54,8 +60,9 @@ def by_group(groups: list[Group]) -> tuple[Axes, str]:
         size = "more than noise"
     else:
         size = f"within the noise of {len(found)} groups"
-    said = f"The lowest is {low}, {lowest}; the highest is {high}, {highest}: {size}. "
-    said += f"The mean over the {len(found)} groups is {np.mean([each.value for _, each in found]):.3f}."
+    said = f"The lowest is {low}, {lowest}; the highest is {high}, {highest}: {size}."
+    if benchmark:
+        said += f" The mean over the {len(found)} groups is {np.mean([each.value for _, each in found]):.3f}."
     if len(found) > LINES:
         said += f" Drawn are the {LINES} lowest."
         found = ordered[:LINES]

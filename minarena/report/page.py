@@ -51,6 +51,7 @@ def forest(x: str, figures: list[tuple[str, Estimate]], line: float, bold: tuple
     ax.set_yticks(rows, [short(name, 34) for name, _ in figures])
     for label, (name, _) in zip(ax.get_yticklabels(), figures, strict=True):
         label.set_fontweight("bold" if name in bold else "normal")
+    ax.set_ylim(0.5 - len(figures), 0.5)
     ax.axvline(line, color=FAINT, linestyle=":")
     return ax
 
@@ -132,8 +133,8 @@ def plain(value: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]", "\ufffd", value)
 
 
-def page(summary: str, runs: list[str], sections: list[str], labeller: str) -> str:
+def page(opening: dict[str, str], runs: list[str], sections: list[str], labeller: str) -> str:
+    """The whole page. opening: answer, cards and evidence as HTML; labeller: who labelled the rows."""
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        summary=summary, runs="".join(runs), sections="".join(sections), labeller=text(labeller)
-    )
+    parts = {"runs": "".join(runs), "sections": "".join(sections), "labeller": text(labeller)}
+    return template.substitute(opening, **parts)

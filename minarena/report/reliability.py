@@ -60,7 +60,7 @@ def longer_wins(size_a: np.ndarray, size_b: np.ndarray, label: np.ndarray) -> np
     return np.where(size_a == size_b, 0.5, ((size_a > size_b) == (label > 0.5)).astype(float))
 
 
-def logistic_fit(x: np.ndarray, label: np.ndarray, ridge: float = 1e-3, steps: int = 30) -> np.ndarray:
+def logistic_fit(x: np.ndarray, label: np.ndarray, ridge: float = 1e-3, steps: int = 200) -> np.ndarray:
     """P(a wins) of each row by logistic regression on x (rows,) and a constant, fitted to these very rows.
 
     The constant is what a judge can learn from the position alone, x what it can learn from x. Newton's
@@ -74,6 +74,8 @@ def logistic_fit(x: np.ndarray, label: np.ndarray, ridge: float = 1e-3, steps: i
         hessian = (columns * (p * (1 - p))[:, None]).T @ columns + ridge * np.eye(2)
         change = np.linalg.solve(hessian, gradient)
         coefficient += change / max(1.0, np.abs(change).max())  # at most 1 a step: a full one can overshoot
+        if np.abs(change).max() < 1e-9:
+            break
     return 1 / (1 + np.exp(-columns @ coefficient))
 
 

@@ -17,7 +17,7 @@ from minarena.report.groups import by_group, numbers
 from minarena.report.page import COLOURS, FAINT, axes, forest, named, section
 from minarena.report.predictors import Predictor
 from minarena.report.runs import Run
-from minarena.report.summary import CONFIDENCE, PLACE
+from minarena.report.summary import CONFIDENCE, LOSS, PLACE
 from minarena.report.words import SIDES, Estimate, Words, amount, difference, mean, side, verdict
 
 POINTS = 1000  # dots of one colour in a scatter plot: more make one blot, and megabytes
@@ -84,13 +84,12 @@ def say_accuracy(best: Predictor, gap: Estimate, rule: Estimate) -> str:
 
 
 def say_loss(best: Predictor, predictors: list[Predictor]) -> str:
-    words = Words("worse than", "better than", "as good as", "not comparable with")
     said = f"The log loss of {best.name} is {mean(best.rows['loss'], best.rows)}; no skill is 0.693 (dotted)."
     told = {each.name: loss_difference(best, each) for each in predictors if each is not best}
     for which in SIDES:
         those = [f"{name} {amount(found)}" for name, found in told.items() if side(found) == which]
         if those:
-            said += f" It is {getattr(words, which)} {', '.join(those)}."
+            said += f" It is {getattr(LOSS, which)} {', '.join(those)}."
     return said
 
 

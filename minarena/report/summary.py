@@ -24,8 +24,7 @@ LEARNT = Words(
     "there are too few held-out prompts to compare the judge with a guess from {} alone",
 )
 
-LOSS = Words("worse than the log loss", "better than the log loss", "as good as the log loss",
-             "not comparable with the log loss")  # fmt: skip
+LOSS = Words("worse than", "better than", "as good as", "not comparable with")
 COIN = Words(
     "It is right more often than a coin",
     "It is right less often than a coin",
@@ -47,30 +46,27 @@ CONFIDENCE = Words(
 )
 
 
-def opening(best: Predictor, predictors: list[Predictor]) -> str:
-    """The answer to the page's first question, and the five figures, as HTML."""
+def opening(best: Predictor, predictors: list[Predictor]) -> dict[str, str]:
+    """The page's beginning as HTML: answer, cards (the five figures) and evidence."""
     found = figures.beyond_position_and_length(best.rows)
     what = "position and length" if found.lengths else "position"
     answer, meaning = (getattr(words, side(found.gain)) for words in (ANSWERS, LEARNT))
     of_several = f": of {len(predictors)} judges it has the lowest log loss" if len(predictors) > 1 else ""
     evidence = f"The judge is {best.name}{of_several}. Its log loss on {found.rows:,} held-out rows is "
     evidence += (
-        f"{found.loss}. This is {verdict(found.gain, LOSS)} that a logistic regression on {what} has, "
+        f"{found.loss}. This is {verdict(found.gain, LOSS)} the {found.simple} of a logistic regression "
     )
-    evidence += f"{found.simple}, although the regression is fitted to these very rows."
+    evidence += f"on {what}, although the regression is fitted to these very rows."
     if not found.lengths:
         evidence += " The lengths of the answers are not known (--data FILE)."
-    return f"""{answer_to(what, f"{answer}: {meaning.format(what)}.")}
-<p class="soft">{page.text(evidence)}</p>{page.cards(five_figures(best))}"""
+    answer = f"<strong>Did it learn anything beyond {what}?</strong> {answer}: {meaning.format(what)}."
+    return {"answer": answer, "cards": page.cards(five_figures(best)), "evidence": page.text(evidence)}
 
 
-def unknown() -> str:
+def unknown() -> dict[str, str]:
     """The page's beginning while no run has held-out probabilities."""
-    return answer_to("position and length", "Not known yet: no run has ended.")
-
-
-def answer_to(what: str, answer: str) -> str:
-    return f'<p class="answer"><strong>Did it learn anything beyond {what}?</strong> {answer}</p>'
+    question = "<strong>Did it learn anything beyond position and length?</strong>"
+    return {"answer": f"{question} Not known yet: no run has ended.", "cards": "", "evidence": ""}
 
 
 def five_figures(best: Predictor) -> list[tuple[str, str, str]]:

@@ -8,9 +8,11 @@ Compared with: scikit-learn and pandas on the same tables, Python's HTML parser,
 
 import html
 import json
+import os
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import REPOSITORY
 from helpers import write_pairs
 from sklearn.metrics import accuracy_score, log_loss
 
@@ -25,6 +28,7 @@ from minarena import metrics
 from minarena.files.durable import file_record
 from minarena.report import __main__ as report
 from minarena.report import sections
+from minarena.runtime import console
 from minarena.tiny import demo_pairs
 
 EVIL = [
@@ -449,6 +453,255 @@ def test_the_demos_own_runs_make_the_page_that_the_readme_shows(demo, tmp_path, 
         expected = tuple(f"{result[k]:.3f} ± {result[k + '_se']:.3f}" for k in ("accuracy", "log_loss"))
         assert found[name] == ("600", *expected)  # the standard errors, too, are over prompts in both
     assert found["ensemble"] == found["probs.csv"]
+
+
+@pytest.fixture
+def people(tmp_path) -> tuple[pd.DataFrame, str]:
+    """(150 rows, their file): labels of people, not generated ones."""
+    table = demo_pairs(150, 11).assign(id=[f"row {i}" for i in range(150)])
+    return table, write_pairs(tmp_path / "people.parquet", table)
+
+
+def predicting(run: Path, p_ab, p_ba) -> Path:
+    """The run with other probabilities."""
+    found = pd.read_parquet(run / "eval.parquet").assign(p_a_ab=p_ab, p_a_ba=p_ba, p_a=(p_ab + p_ba) / 2)
+    found.to_parquet(run / "eval.parquet", index=False)
+    return run
+
+
+def plus(value: float, error: float) -> str:
+    return f"{value:.3f} ± {error:.3f}"
+
+
+def test_the_page_begins_with_an_answer_and_five_figures_of_the_best_judge(two, table, tmp_path):
+    page, _ = made(*two, out=tmp_path / "r.html")
+    label, prompt = table["label"].to_numpy(), table["prompt"].to_numpy()
+    ab, ba = (pd.read_parquet(run / "eval.parquet") for run in two)
+    p = {f"{run} in order {order}": each[f"p_a_{order}"] for run, each in zip(two, (ab, ba), strict=True)
+         for order in ("ab", "ba")}  # fmt: skip
+    p |= {f"{run} in both orders": each["p_a"] for run, each in zip(two, (ab, ba), strict=True)}
+    p["ensemble"] = (ab["p_a_ab"] + ba["p_a_ba"]) / 2
+    losses = {name: log_loss(label, each) for name, each in p.items()}
+    best = min(losses, key=losses.get)
+    assert f"The judge is {best}: of 7 judges it has the lowest log loss." in html.unescape(page)
+    assert answer(page) == "Yes: the judge knows something that position and length alone cannot tell."
+    right = ((p[best] > 0.5) == label).to_numpy().astype(float)
+    figures = cards(page)
+    assert list(figures) == ["Accuracy", "Log loss", "Over “longer wins”", "Flips", "Calibration"]
+    error = metrics.standard_error(right, prompt)
+    assert figures["Accuracy"][0] == plus(right.mean(), error)
+    assert f"more often than a coin (+{plus(right.mean() - 0.5, error)})" in figures["Accuracy"][1]
+    assert figures["Accuracy"][1].endswith("it agrees with the generated labels.")
+    error = metrics.standard_error(metrics.cross_entropy(label, p[best].to_numpy()), prompt)
+    assert figures["Log loss"][0] == plus(losses[best], error)
+    assert f"better than no skill, 0.693 nats ({losses[best] - np.log(2):+.3f} ± " in figures["Log loss"][1]
+    size_a, size_b = table["response_a"].str.len(), table["response_b"].str.len()
+    rule = np.where(size_a == size_b, 0.5, (size_a > size_b) == label).astype(float)
+    gap = plus((right - rule).mean(), metrics.standard_error(right - rule, prompt))
+    assert figures["Over “longer wins”"][0] == f"+{gap}"
+    assert (
+        f"does better than (+{gap}) the rule that the longer answer wins, which is right {rule.mean():.3f}"
+        in (figures["Over “longer wins”"][1])
+    )
+    singles = {str(run): (each["p_a_ab"], each["p_a_ba"]) for run, each in zip(two, (ab, ba), strict=True)}
+    singles["ensemble"] = p["ensemble"], (ab["p_a_ba"] + ba["p_a_ab"]) / 2
+    first, second = singles[best.partition(" in ")[0]]
+    flips = ((first > 0.5) != (second > 0.5)).to_numpy().astype(float)
+    assert figures["Flips"][0] == plus(flips.mean(), metrics.standard_error(flips, prompt))
+    which = np.minimum((p[best] * 10).astype(int), 9)
+    ece = sum(abs((p[best] - label)[which == i].sum()) for i in range(10)) / 150
+    assert figures["Calibration"][0].startswith(f"{ece:.3f} ± ") and "confident" in figures["Calibration"][1]
+
+
+@pytest.mark.parametrize(
+    "p, said",
+    [
+        (lambda label, rng: 0.2 + 0.6 * rng.random(150), "No"),  # sure of what it does not know
+        (lambda label, rng: 0.49 + 0.02 * rng.random(150), "Not shown"),
+        (lambda label, rng: 0.3 + 0.4 * label, "Yes"),
+    ],
+)
+def test_a_judge_that_knows_nothing_is_not_said_to_have_learnt(p, said, table, tmp_path):
+    p = p(table["label"].to_numpy(), np.random.default_rng(0))
+    page, _ = made(predicting(write_run(tmp_path / "run", table), p, p), out=tmp_path / "r.html")
+    assert answer(page).startswith(f"{said}: ")
+
+
+def test_before_the_end_nothing_is_known_and_without_texts_lengths_are_not(table, people, tmp_path):
+    page, _ = made(cut_off(write_run(tmp_path / "begun", table), 30), out=tmp_path / "r.html")
+    assert answer(page) == "Not known yet: no run has ended." and not cards(page)
+    rows, data = people
+    run = write_run(tmp_path / "run", rows, data_files=[file_record(data)])
+    assert "position and length" in answer(made(run, out=tmp_path / "r.html")[0])
+    Path(data).unlink()
+    page, _ = made(run, out=tmp_path / "r.html")
+    assert answer(page) == "Yes: the judge knows something that position alone cannot tell."
+    assert cards(page)["Over “longer wins”"] == ("unknown", "The texts are not known (--data FILE).")
+    assert "The lengths of the answers are not known" in page
+
+
+def test_of_too_few_prompts_the_page_begins_with_no_claim(tmp_path):
+    page, _ = made(write_run(tmp_path / "run", demo_pairs(15, 5, held_out=True)), out=tmp_path / "r.html")
+    assert answer(page).startswith("Too little to tell: there are too few held-out prompts")
+    for title, (_, said) in cards(page).items():
+        assert "too little to tell" in said or title == "Over “longer wins”"
+
+
+def test_people_are_named_only_where_people_gave_the_labels(two, people, tmp_path):
+    page, _ = made(two[0], out=tmp_path / "r.html")
+    assert "people" not in page.replace("generated, not of people", "") and "generated label: " in page
+    rows, data = people
+    run = write_run(tmp_path / "run", rows, data_files=[file_record(data)])
+    page, said = made(run, out=tmp_path / "r.html")
+    assert "generated" not in page and "; people: " in page
+    assert any("agrees with people on" in sentence for sentence in said)
+
+
+def facts(page: str) -> list[dict[str, str]]:
+    """name -> value, of each run at the beginning"""
+    lists = re.findall(r"<li>.*?<dl>(.*?)</dl></li>", page)
+    return [
+        {name: html.unescape(value) for name, value in re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", each)}
+        for each in lists
+    ]
+
+
+def test_where_figures_come_from_is_said_and_what_is_not_recorded_is_called_so(people, tmp_path):
+    rows, data = people
+    known = {
+        "date": "2026-11-25T10:00:00", "command": "train.py --data x", "device_name": "NVIDIA H100",
+        "device": "cuda", "world_size": 2, "dtype": "bf16", "path": "fast", "commit": "0123456789abcdef+",
+        "versions": {"torch": "2.13.0", "transformers": "5.23.0", "numpy": "2"}, "model": "tiny",
+        "data_files": [file_record(data)],
+    }  # fmt: skip
+    whole = write_run(tmp_path / "whole", rows, **known)
+    event = {"event": "eval", "step": 40, "seconds": 1234.5, "tokens_per_second": 9.0}
+    steps = [
+        {"event": "step", "step": i, "tokens_per_second": speed}
+        for i, speed in enumerate((5, 7000, None, 9000))
+    ]
+    with open(whole / "log.jsonl", "a") as log:
+        log.writelines(json.dumps(each) + "\n" for each in [*steps, event])
+    bare = write_run(tmp_path / "bare", rows, limit=5, swap=True, data=["a.csv", "b.csv"])
+    found, nothing = facts(made(whole, bare, out=tmp_path / "r.html")[0])
+    assert found == {
+        "date": "2026-11-25T10:00:00",
+        "command": "train.py --data x",
+        "data": f"{data} ({Path(data).stat().st_size:,} bytes)",
+        "labels": "from the files; 150 held-out rows",
+        "base": "tiny",
+        "device": "2 × NVIDIA H100, bf16 fast path",
+        "time": "1,234 s; 7,000 tokens/s in the median step",
+        "commit": "0123456789ab, with changes that are not committed",
+        "versions": "torch 2.13.0, transformers 5.23.0",
+    }
+    assert [name for name, value in nothing.items() if value.startswith("not recorded")] == [
+        "date", "command", "time", "commit", "versions",
+    ]  # fmt: skip
+    typed = "--data a.csv b.csv --swap --limit 5 --max-length 120 --lr 0.005 --seed 5"
+    assert nothing["command"] == f"not recorded; options beside the defaults: {typed}"
+    assert nothing["device"] == "device (its name is not recorded)"
+    assert nothing["labels"] == "generated, not of people; 150 held-out rows"
+
+
+def test_the_order_that_a_run_was_trained_in_is_marked_in_the_table_and_in_the_figures(table, tmp_path):
+    runs = [write_run(tmp_path / order, table, order) for order in ("ab", "ba", "both")]
+    page, said = made(*runs, out=tmp_path / "r.html")
+    marked = re.findall(r'<tr class="bold"><td>(.*?) \(trained\)</td>', page)
+    expected = [f"{runs[0]} in order ab", f"{runs[1]} in order ba", f"{runs[2]} in both orders"]
+    assert marked == expected and page.count("(trained)") == 3
+    bold = re.findall(r'<text style="font-weight: 700[^"]*"[^>]*>(.*?)</text>', page)
+    assert len(bold) == 6 and "".join(bold).count("both orders") == 2  # in two figures
+    assert any(
+        "Names in bold are runs in the order that they were trained in." in sentence for sentence in said
+    )
+
+
+def test_two_predictors_are_compared_row_by_row(two, table, tmp_path):
+    """Both find the same rows hard: not paired, their difference would be within noise."""
+    label, rng = table["label"].to_numpy(), np.random.default_rng(3)
+    hard = 1.5 * rng.normal(size=150)
+    better, worse = (1 / (1 + np.exp(-(2 * label - 1) * (0.8 + hard + shift))) for shift in (0.1, 0.0))
+    runs = [write_run(tmp_path / name, table) for name in ("better", "worse")]
+    for run, p in zip(runs, (better, worse), strict=True):
+        predicting(run, p, p)
+    _, said = made(*runs, out=tmp_path / "r.html")
+    gap = metrics.cross_entropy(label, better) - metrics.cross_entropy(label, worse)
+    prompt = table["prompt"].to_numpy()
+    paired = metrics.standard_error(gap, prompt)
+    each = [metrics.standard_error(metrics.cross_entropy(label, p), prompt) for p in (better, worse)]
+    assert abs(gap.mean()) > 3 * paired and abs(gap.mean()) < np.hypot(*each)
+    (sentence,) = [s for s in said if s.startswith("The log loss of")]
+    found = f"{runs[1]} in order ab ({gap.mean():+.3f} ± {paired:.3f})"
+    assert found in sentence.partition("It is better than ")[2]
+
+
+def test_files_of_probabilities_with_the_same_name_are_told_apart(two, table, tmp_path):
+    paths = [tmp_path / folder / "probs.csv" for folder in ("one", "other")]
+    losses = []
+    for share, path in zip((0.5, 0.7), paths, strict=True):
+        path.parent.mkdir()
+        p = 0.25 + 0.5 * (share * table["label"] + (1 - share) * np.random.default_rng(1).random(150))
+        pd.DataFrame({"id": table["id"], "winner_model_a": p}).to_csv(path, index=False)
+        losses.append(log_loss(table["label"], p))
+    page, _ = made(*two, "--probs", *paths, out=tmp_path / "r.html")
+    for path, loss in zip(paths, losses, strict=True):
+        assert cells(page)[str(path)][2].startswith(f"{loss:.3f} ± ")
+    assert "probs.csv" not in cells(page)
+
+
+def test_answers_of_nearly_equal_lengths_make_groups_that_do_not_replace_one_another(tmp_path):
+    """Ratios of 1.000 to 1.020: with one decimal four groups had one name, and the last stood for all."""
+    table = demo_pairs(400, 11).assign(id=[f"row {i}" for i in range(400)])
+    table = table.assign(response_a="a" * 5000, response_b=["b" * (5000 + i // 4) for i in range(400)])
+    run = write_run(
+        tmp_path / "run", table, data_files=[file_record(write_pairs(tmp_path / "d.parquet", table))]
+    )
+    page, said = made(run, out=tmp_path / "r.html")
+    (sentence,) = [s for s in said if "times as long" in s]
+    assert "no two groups" not in sentence and "the noise of 4 groups" in sentence
+    ticks = re.findall(r">(1\.\d+ to 1\.\d+ times as long)</text>", page)
+    assert len(ticks) == len(set(ticks)) == 4
+
+
+def test_a_run_or_a_file_that_is_given_twice_is_refused(two, tmp_path):
+    probs = tmp_path / "p.csv"
+    probs.write_text("id,winner_model_a\n")
+    for words, named in (
+        ([two[0], two[1], f"{two[0]}/"], two[0]),
+        ([two[0], "--probs", probs, tmp_path / "." / "x" / ".." / "p.csv"], probs),
+    ):
+        with pytest.raises(ValueError, match=f"{named} and .*: one and the same: give it once"):
+            report.main([*map(str, words), "--out", str(tmp_path / "r.html")])
+
+
+def test_the_page_is_the_same_in_a_locale_that_is_not_utf8(two, tmp_path):
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    out = tmp_path / "c.html"
+    command = [sys.executable, "-m", "minarena.report", *map(str, two), "--out", str(out)]
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert out.read_text(encoding="utf-8") == made(*two, out=tmp_path / "r.html")[0]
+
+
+def test_what_a_terminal_shows_of_a_name_cannot_move_its_cursor(table, tmp_path, capsys, monkeypatch):
+    name = "turn\x1b[2Jed\u202e"
+    run = write_run(tmp_path / name, table)
+    made(run, out=tmp_path / f"{name}.html")
+    monkeypatch.setattr(
+        sys, "argv", ["minarena.report", str(tmp_path / f"{name}x"), "--out", f"{tmp_path}/r.html"]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        console.run(report.main)
+    for said in (capsys.readouterr().err, str(stopped.value.code)):
+        assert "turn?[2Jed?" in said and "\x1b" not in said and "\u202e" not in said
+
+
+def test_an_evaluation_that_lacks_the_order_trained_is_no_error(table, tmp_path):
+    run = write_run(tmp_path / "run", table)
+    with open(run / "log.jsonl", "a") as log:
+        log.write('{"event": "eval", "step": 41, "ba": {}}\n{"event": "eval", "step": 42, "ab": {}}\n')
+    assert "came to 0.500" in made(run, out=tmp_path / "r.html")[1][1]
 
 
 @pytest.fixture
