@@ -27,6 +27,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from minarena import metrics
 from minarena.files.durable import file_record
 from minarena.report import __main__ as report
+from minarena.report import page as page_of
 from minarena.report import sections
 from minarena.runtime import console
 from minarena.tiny import demo_pairs
@@ -73,6 +74,16 @@ def cut_off(run: Path, steps: int) -> Path:
     return run
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Captions without figures: drawing them is most of the time that a page takes."""
+    caption = "<figure><figcaption>{}</figcaption></figure>"
+    monkeypatch.setattr(page_of, "picture", lambda ax, said: caption.format(page_of.text(said)))
+
+
+undrawn = pytest.mark.usefixtures("no_pictures")
+
+
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
     """The demo's held-out rows for seed 5, as a run with that seed sees them."""
@@ -112,6 +123,7 @@ def answer(page: str) -> str:
     return re.search(r'<p class="answer"><strong>.*?</strong> (.*?)</p>', page)[1]
 
 
+@undrawn
 def test_the_figures_are_those_of_scikit_learn_for_each_order_and_the_ensemble(two, table, tmp_path):
     page, said = made(*two, out=tmp_path / "r.html")
     ab, ba = (pd.read_parquet(run / "eval.parquet") for run in two)
@@ -152,6 +164,7 @@ def test_the_figures_are_those_of_scikit_learn_for_each_order_and_the_ensemble(t
     assert re.search(r"judge rises by {:.3f} ± .*prefer a rises by {:.3f} ± ".format(*rises), sentence)
 
 
+@undrawn
 @pytest.mark.parametrize(
     "shift, words", [(0, "no place"), (0.1, "answer shown first"), (-0.1, "answer shown second")]
 )
@@ -165,6 +178,7 @@ def test_a_preference_for_a_place_is_said_and_one_within_noise_is_called_so(shif
     assert ("within noise" in sentence) == (not shift)
 
 
+@undrawn
 def test_the_twenty_worst_are_the_most_confident_and_the_flips_the_widest(two, table, tmp_path):
     page, _ = made(two[0], out=tmp_path / "r.html")
     found = pd.read_parquet(two[0] / "eval.parquet").set_index("id")
@@ -245,6 +259,7 @@ def test_without_texts_the_page_has_none(two, table, tmp_path):
         assert not any(html.escape(text) in page for text in table[column])
 
 
+@undrawn
 def test_an_unfinished_run_is_read_up_to_the_line_that_is_being_written(table, tmp_path):
     whole = write_run(tmp_path / "whole", table, "ba")
     running = cut_off(write_run(tmp_path / "running", table, seed=3), 17)
@@ -261,6 +276,7 @@ def test_an_unfinished_run_is_read_up_to_the_line_that_is_being_written(table, t
         assert "0 of 40 steps, unfinished" in said[0]
 
 
+@undrawn
 def test_lines_of_the_log_that_cannot_be_read_are_left_out(table, tmp_path):
     run = write_run(tmp_path / "run", table)
     lines = (run / "log.jsonl").read_text().splitlines()
@@ -270,6 +286,7 @@ def test_lines_of_the_log_that_cannot_be_read_are_left_out(table, tmp_path):
     assert "33 of 40 steps" in made(run, out=tmp_path / "r.html")[1][0]
 
 
+@undrawn
 def test_a_loss_that_only_shakes_is_called_noise_and_one_that_falls_is_not(table, tmp_path):
     run = write_run(tmp_path / "run", table)
     assert f"The training loss of {run} fell (-" in made(run, out=tmp_path / "r.html")[1][1]
@@ -306,6 +323,7 @@ def test_of_too_few_steps_rows_or_prompts_nothing_is_claimed(table, tmp_path):
         assert "± 0.000" not in cells(page)[f"{run} in order ab"]
 
 
+@undrawn
 def test_a_scatter_plot_of_many_rows_says_how_many_it_shows(table, tmp_path, monkeypatch):
     run = write_run(tmp_path / "run", table)
     found = pd.read_parquet(run / "eval.parquet")
@@ -317,6 +335,7 @@ def test_a_scatter_plot_of_many_rows_says_how_many_it_shows(table, tmp_path, mon
         assert (f"Drawn are at most {most:,} rows of a colour." in sentence) == told
 
 
+@undrawn
 def test_rows_that_were_cut_and_prompts_by_length_are_told_apart(table, tmp_path):
     """One token a byte, BOS and EOS: the count of bytes, by hand."""
     page, _ = made(write_run(tmp_path / "run", table, max_length=190), out=tmp_path / "r.html")
@@ -329,6 +348,7 @@ def test_rows_that_were_cut_and_prompts_by_length_are_told_apart(table, tmp_path
     assert sum(sizes) == 150
 
 
+@undrawn
 def test_probabilities_of_infer_are_joined_by_id_and_become_what_the_page_is_about(two, table, tmp_path):
     rng = np.random.default_rng(4)
     p = np.clip(table["label"] * 0.6 + rng.random(150) * 0.4, 0.01, 0.99)
@@ -344,6 +364,7 @@ def test_probabilities_of_infer_are_joined_by_id_and_become_what_the_page_is_abo
     assert cells(page)["o.csv"][0] == "90"
 
 
+@undrawn
 def test_texts_of_a_file_that_changed_are_not_shown_unless_given_and_labels_must_agree(evil, tmp_path):
     run, table, _ = evil
     data = write_pairs(tmp_path / "rows.jsonl", table.iloc[5:])
@@ -419,6 +440,7 @@ def test_what_cannot_be_read_is_one_line_that_names_it(two, table, tmp_path, cap
         assert named in capsys.readouterr().err
 
 
+@undrawn
 def test_as_a_module_it_says_where_the_page_is_and_calls_itself_by_its_name(
     two, tmp_path, monkeypatch, capsys
 ):
@@ -444,6 +466,7 @@ def test_as_a_module_it_says_where_the_page_is_and_calls_itself_by_its_name(
     assert json.loads(said.out.splitlines()[-1])["out"] == f"{tmp_path}/r.html"
 
 
+@undrawn
 def test_the_demos_own_runs_make_the_page_that_the_readme_shows(demo, tmp_path, monkeypatch):
     folder, said = demo
     monkeypatch.chdir(folder)
@@ -473,6 +496,7 @@ def plus(value: float, error: float) -> str:
     return f"{value:.3f} ± {error:.3f}"
 
 
+@undrawn
 def test_the_page_begins_with_an_answer_and_five_figures_of_the_best_judge(two, table, tmp_path):
     page, _ = made(*two, out=tmp_path / "r.html")
     label, prompt = table["label"].to_numpy(), table["prompt"].to_numpy()
@@ -513,6 +537,7 @@ def test_the_page_begins_with_an_answer_and_five_figures_of_the_best_judge(two, 
     assert figures["Calibration"][0].startswith(f"{ece:.3f} ± ") and "confident" in figures["Calibration"][1]
 
 
+@undrawn
 @pytest.mark.parametrize(
     "p, said",
     [
@@ -527,6 +552,7 @@ def test_a_judge_that_knows_nothing_is_not_said_to_have_learnt(p, said, table, t
     assert answer(page).startswith(f"{said}: ")
 
 
+@undrawn
 def test_before_the_end_nothing_is_known_and_without_texts_lengths_are_not(table, people, tmp_path):
     page, _ = made(cut_off(write_run(tmp_path / "begun", table), 30), out=tmp_path / "r.html")
     assert answer(page) == "Not known yet: no run has ended." and not cards(page)
@@ -547,6 +573,7 @@ def test_of_too_few_prompts_the_page_begins_with_no_claim(tmp_path):
         assert "too little to tell" in said or title == "Over “longer wins”"
 
 
+@undrawn
 def test_people_are_named_only_where_people_gave_the_labels(two, people, tmp_path):
     page, _ = made(two[0], out=tmp_path / "r.html")
     assert "people" not in page.replace("generated, not of people", "") and "generated label: " in page
@@ -566,6 +593,7 @@ def facts(page: str) -> list[dict[str, str]]:
     ]
 
 
+@undrawn
 def test_where_figures_come_from_is_said_and_what_is_not_recorded_is_called_so(people, tmp_path):
     rows, data = people
     known = {
@@ -617,6 +645,7 @@ def test_the_order_that_a_run_was_trained_in_is_marked_in_the_table_and_in_the_f
     )
 
 
+@undrawn
 def test_two_predictors_are_compared_row_by_row(two, table, tmp_path):
     """Both find the same rows hard: not paired, their difference would be within noise."""
     label, rng = table["label"].to_numpy(), np.random.default_rng(3)
@@ -636,6 +665,7 @@ def test_two_predictors_are_compared_row_by_row(two, table, tmp_path):
     assert found in sentence.partition("It is better than ")[2]
 
 
+@undrawn
 def test_files_of_probabilities_with_the_same_name_are_told_apart(two, table, tmp_path):
     paths = [tmp_path / folder / "probs.csv" for folder in ("one", "other")]
     losses = []
@@ -684,6 +714,7 @@ def test_the_page_is_the_same_in_a_locale_that_is_not_utf8(two, tmp_path):
     assert out.read_text(encoding="utf-8") == made(*two, out=tmp_path / "r.html")[0]
 
 
+@undrawn
 def test_what_a_terminal_shows_of_a_name_cannot_move_its_cursor(table, tmp_path, capsys, monkeypatch):
     name = "turn\x1b[2Jed\u202e"
     run = write_run(tmp_path / name, table)
@@ -697,6 +728,7 @@ def test_what_a_terminal_shows_of_a_name_cannot_move_its_cursor(table, tmp_path,
         assert "turn?[2Jed?" in said and "\x1b" not in said and "\u202e" not in said
 
 
+@undrawn
 def test_an_evaluation_that_lacks_the_order_trained_is_no_error(table, tmp_path):
     run = write_run(tmp_path / "run", table)
     with open(run / "log.jsonl", "a") as log:
