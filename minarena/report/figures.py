@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from minarena import metrics
+from minarena.config import JUDGED_BY
 from minarena.data import TEXTS
 from minarena.report import reliability
-from minarena.report.runs import Run, judged_by
+from minarena.report.runs import Run
 from minarena.report.words import ENOUGH, Estimate, difference, mean
 
 NO_SKILL = np.log(2)  # log loss of one half for every row
@@ -34,7 +35,7 @@ class Curve:
 def training_curve(run: Run) -> Curve:
     events = [event for event in run.events if event["event"] == "step"]
     steps = pd.DataFrame(events, columns=["step", "loss", "lr"])
-    key = judged_by(run.record["order"])
+    key = JUDGED_BY[run.record["order"]]
     evaluations = [event for event in run.events if event["event"] == "eval" and event.get(key)]
     held_out = [(event["step"], event[key]["log_loss"]) for event in evaluations]
     tenth = max(2, len(steps) // 10)

@@ -113,7 +113,7 @@ def cards(found: list[tuple[str, str, str]]) -> str:
 
 def facts(head: str, found: list[tuple[str, str]]) -> str:
     """A list item: a heading and lines of (name, value)."""
-    lines = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in found)
+    lines = "".join(f"<dt>{text(name)}</dt><dd>{text(str(value))}</dd>" for name, value in found)
     return f"<li>{text(head)}<dl>{lines}</dl></li>"
 
 

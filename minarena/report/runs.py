@@ -1,7 +1,6 @@
 """Read runs that train.py wrote or is writing: record, log, and held-out rows with what the data say of them.
 
     run = read_run("runs/ab", [])      run.events so far; run.rows by id, None before the run is finished
-    judged_by("both")                  what a run of that order is judged by: the mean of both orders
 
 Texts, languages and other groups come from the data files that the record names, joined by id, if those files
 are unchanged. What is not known is said in run.note. What it does not do: compute figures, or change a run.
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from minarena.batching import steps_per_epoch
+from minarena.config import JUDGED_BY
 from minarena.data import TEXTS
 from minarena.files.base import check_folder, load_tokenizer
 from minarena.files.durable import file_record, read_record
@@ -28,11 +28,6 @@ from minarena.tiny import byte_tokenizer, demo_pairs
 COLUMNS = {"ab": "p_a_ab", "ba": "p_a_ba", "mean": "p_a"}
 GROUPS = ("language", "subset", "category", "domain", "source")  # columns of a data file that name groups
 PEOPLE, GENERATED = "people", "the generated labels"  # who said which answer is better
-
-
-def judged_by(order: str) -> str:
-    """The key of COLUMNS and of an evaluation's figures for a run trained in this order."""
-    return "mean" if order == "both" else order
 
 
 @dataclass
@@ -65,7 +60,7 @@ def read_run(folder: str, more: list[pd.DataFrame]) -> Run:
     try:
         events = [event for event in read_log(folder) if event.keys() >= {"event", "step"}]
         run = Run(folder, read_record(record), events)
-        trained = judged_by(run.record["order"])
+        trained = JUDGED_BY[run.record["order"]]
         run.orders = [order for order in COLUMNS if order != trained] + [trained]
         run.rows = pd.read_parquet(path).set_index("id") if path.exists() else None
         about(run)

@@ -30,10 +30,8 @@ def learnt(runs: list[Run]) -> str:
     for colour, run, curve in zip(cycle(COLOURS), runs, curves, strict=False):
         draw_training(loss, rate, colour, run.name, curve)
     loss.axhline(figures.NO_SKILL, color=FAINT, linestyle=":")
-    said = (
-        "A thin line is the loss of each step, a thick line its mean over a tenth of the steps; a dot is the "
-    )
-    said += "log loss of the held-out rows, and the dotted line is no skill, 0.693."
+    said = "A thin line is the loss of each step, a thick line is its mean over a tenth of the steps. A dot "
+    said += "is the log loss of the held-out rows; the dotted line is no skill, 0.693."
     said += "".join(say_training(run, curve) for run, curve in zip(runs, curves, strict=True))
     peak = f"This is the learning rate of each step; its peak is {max(rate.dataLim.y1, 0):.1e}."
     return section("Did the loss fall?", [(named(loss), said), (rate, peak)])

@@ -51,12 +51,14 @@ def opening(best: Predictor, predictors: list[Predictor]) -> dict[str, str]:
     found = figures.beyond_position_and_length(best.rows)
     what = "position and length" if found.lengths else "position"
     answer, meaning = (getattr(words, side(found.gain)) for words in (ANSWERS, LEARNT))
-    of_several = f": of {len(predictors)} judges it has the lowest log loss" if len(predictors) > 1 else ""
-    evidence = f"The judge is {best.name}{of_several}. Its log loss on {found.rows:,} held-out rows is "
-    evidence += (
-        f"{found.loss}. This is {verdict(found.gain, LOSS)} the {found.simple} of a logistic regression "
-    )
-    evidence += f"on {what}, although the regression is fitted to these very rows."
+    evidence = f"The judge is {best.name}"
+    if len(predictors) > 1:
+        evidence += (
+            f": of {len(predictors)} judges it has the lowest log loss, a choice that flatters it a little"
+        )
+    evidence += f". Its log loss on {found.rows:,} held-out rows is "
+    evidence += f"{found.loss}. This is {verdict(found.gain, LOSS)} the {found.simple} of a logistic "
+    evidence += f"regression on {what}, although the regression is fitted to these very rows."
     if not found.lengths:
         evidence += " The lengths of the answers are not known (--data FILE)."
     answer = f"<strong>Did it learn anything beyond {what}?</strong> {answer}: {meaning.format(what)}."

@@ -507,7 +507,9 @@ def test_the_page_begins_with_an_answer_and_five_figures_of_the_best_judge(two, 
     p["ensemble"] = (ab["p_a_ab"] + ba["p_a_ba"]) / 2
     losses = {name: log_loss(label, each) for name, each in p.items()}
     best = min(losses, key=losses.get)
-    assert f"The judge is {best}: of 7 judges it has the lowest log loss." in html.unescape(page)
+    assert f"The judge is {best}: of 7 judges it has the lowest log loss, a choice that" in html.unescape(
+        page
+    )
     assert answer(page) == "Yes: the judge knows something that position and length alone cannot tell."
     right = ((p[best] > 0.5) == label).to_numpy().astype(float)
     figures = cards(page)
@@ -626,7 +628,7 @@ def test_where_figures_come_from_is_said_and_what_is_not_recorded_is_called_so(p
     assert [name for name, value in nothing.items() if value.startswith("not recorded")] == [
         "date", "command", "time", "commit", "versions",
     ]  # fmt: skip
-    typed = "--data a.csv b.csv --swap --limit 5 --max-length 120 --lr 0.005 --seed 5"
+    typed = "--data a.csv b.csv --limit 5 --max-length 120 --lr 0.005 --seed 5"
     assert nothing["command"] == f"not recorded; options beside the defaults: {typed}"
     assert nothing["device"] == "device (its name is not recorded)"
     assert nothing["labels"] == "generated, not of people; 150 held-out rows"
@@ -723,7 +725,7 @@ def test_what_a_terminal_shows_of_a_name_cannot_move_its_cursor(table, tmp_path,
         sys, "argv", ["minarena.report", str(tmp_path / f"{name}x"), "--out", f"{tmp_path}/r.html"]
     )
     with pytest.raises(SystemExit) as stopped:
-        console.run(report.main)
+        console.run_command(report.main)
     for said in (capsys.readouterr().err, str(stopped.value.code)):
         assert "turn?[2Jed?" in said and "\x1b" not in said and "\u202e" not in said
 
