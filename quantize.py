@@ -22,8 +22,9 @@ from torch import nn
 from minarena.batching import collate
 from minarena.config import QuantizeConfig, parse
 from minarena.dist import this_world
-from minarena.files.base import base_folder, load_backbone, load_tokenizer
+from minarena.files.base import base_folder, load_backbone
 from minarena.files.durable import RECORDED, commit
+from minarena.files.tokenizer import load_tokenizer
 from minarena.int8 import Int8Linear
 from minarena.lora import PROJECTIONS, layer_number
 from minarena.model import PreferenceModel

@@ -3,6 +3,7 @@
     pairs.py, layouts.py     data files -> the table of pairs
     repair.py                mojibake and control characters in their texts
     base.py, shards.py       a base's folder: checked, fetched, loaded; its safetensors files
+    tokenizer.py             a base's tokenizer, with tokenizer.json's own ids
     adapter.py               LoRA and head in PEFT's format
     durable.py, lock.py      a file is whole under its name, or it is not there; one command a folder
     checkpoint.py, resume.py what a run saves, and going on with it

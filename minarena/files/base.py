@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from minarena.files.durable import read_record
+from minarena.files.tokenizer import check_vocabulary, load_tokenizer
 from minarena.int8 import use_dequantized_
 from minarena.model import PreferenceModel, residual_dtype, soft_cap
 from minarena.runtime.console import first_line
-from minarena.text import pad_id
 from minarena.tiny import write_tiny
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -76,29 +76,6 @@ def local_folder(name: str) -> str:
         raise ValueError(f"--model {name}: {first_line(error)}") from error
     check_folder(folder)
     return folder
-
-
-def load_tokenizer(folder: str):
-    """The base's fast tokenizer; ValueError where it is missing or has no token that could end a row."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises a dozen kinds here, for one user's mistake
-        raise ValueError(f"{folder}: no usable tokenizer or config.json: {first_line(error)}") from error
-    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        raise ValueError(f"{folder}: the tokenizer must be a fast one with an EOS token")
-    return tokenizer
-
-
-def check_vocabulary(tokenizer, embeddings: int) -> None:
-    """ValueError where the model has no embedding for a token, which on a GPU ends the process."""
-    last = max(
-        tokenizer.vocab_size - 1, tokenizer.eos_token_id, tokenizer.bos_token_id or 0, pad_id(tokenizer)
-    )
-    if last >= embeddings:
-        reason = f"its tokenizer has token {last}, the model has {embeddings} embeddings"
-        raise ValueError(f"--model {tokenizer.name_or_path}: {reason}: another model's tokenizer?")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,6 @@ from torch.linalg import vector_norm
 from tqdm import tqdm
 
 from minarena.files.adapter import is_finite
-from minarena.files.base import check_vocabulary, load_tokenizer
 from minarena.files.shards import (
     DTYPES,
     FLOATS,
@@ -32,6 +31,7 @@ from minarena.files.shards import (
     write_index,
     write_shard,
 )
+from minarena.files.tokenizer import check_vocabulary, load_tokenizer, write_tokenizer
 from minarena.int8 import dequantize, quantize
 from minarena.lora import PROJECTIONS, merged_weight
 from minarena.quantization.merge import Merge, Shapes, read_merge
@@ -196,7 +196,7 @@ def convert(
     """
     tokenizer = load_tokenizer(source.folder)
     check_vocabulary(tokenizer, source.config.vocab_size)
-    tokenizer.save_pretrained(into)
+    write_tokenizer(tokenizer, source.folder, into)
     if source.config.pad_token_id is None:  # without one, transformers' classifier takes single rows only
         source.config.pad_token_id = pad_id(tokenizer)
     errors: dict[str, float] = {}

@@ -15,11 +15,12 @@ import pandas as pd
 from minarena.batching import steps_per_epoch
 from minarena.config import JUDGED_BY
 from minarena.data import TEXTS
-from minarena.files.base import check_folder, load_tokenizer
+from minarena.files.base import check_folder
 from minarena.files.durable import file_record, read_record
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
 from minarena.files.resume import read_log
+from minarena.files.tokenizer import load_tokenizer
 from minarena.runtime.console import first_line
 from minarena.text import encode
 from minarena.tiny import byte_tokenizer, demo_pairs

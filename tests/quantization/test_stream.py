@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
 import minarena.quantization.stream
-from minarena.files.base import load_backbone, load_tokenizer
+from minarena.files.base import load_backbone
+from minarena.files.tokenizer import load_tokenizer
 from minarena.int8 import dequantize
 from minarena.quantization.stream import bytes_to_write, convert, float_rows, open_source
 from minarena.text import encode
