@@ -7,6 +7,7 @@ to run a folder's code. What it does not do: verify hashes, or follow up a link 
 """
 
 import contextlib
+import copy
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,11 @@ import torch
 from torch import nn
 
 from minarena.files.durable import read_record
+from minarena.files.shards import match_tensors, open_shards
 from minarena.files.tokenizer import check_vocabulary, load_tokenizer
 from minarena.int8 import use_dequantized_
-from minarena.model import PreferenceModel, residual_dtype, soft_cap
+from minarena.lora import require_projections
+from minarena.model import PreferenceModel, residual_dtype
 from minarena.runtime.console import first_line
 from minarena.tiny import write_tiny
 
@@ -32,8 +35,6 @@ NAMING = [
 def check_folder(name: str) -> None:
     """ValueError where a local folder lacks what is needed or names files outside of it, or where a name that
     looks like a path is none."""
-    if name == "tiny":  # the demo's, which base_folder makes
-        return
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -88,46 +89,86 @@ def base_folder(name: str) -> Iterator[str]:
         yield write_tiny(folder)
 
 
+def read_config(folder: str):
+    """transformers' configuration of the base in `folder`; nothing in it that names a file or code is obeyed.
+
+    Raises ValueError where it is none, or is that of a model that is quantized by another method than
+    bitsandbytes' 8-bit, or has other parts than text.
+    """
+    from transformers import AutoConfig
+
+    try:
+        # trust_remote_code: not None, which would ask whether to run a folder's code, and run it on `y`
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds for one user's mistake
+        raise ValueError(f"--model {folder}: config.json: {first_line(error)}") from error
+    vars(config).pop("transformers_weights", None)  # a file of any kind, to be taken as the weights
+    method = getattr(config, "quantization_config", None) or {}
+    if method and not method.get("load_in_8bit"):
+        kind = f"{method.get('quant_method')} weights"
+        raise ValueError(f"--model {folder}: {kind}: take the float model (or bitsandbytes' 8-bit one)")
+    if not hasattr(config, "hidden_size"):
+        raise ValueError(f"--model {folder}: no plain text model: it has parts such as a vision tower")
+    return config
+
+
+def empty_model(folder: str, config, auto) -> nn.Module:
+    """The model of `config`, built by the class `auto` without memory: its names and shapes.
+
+    Raises ValueError where its layers have other matrices than the seven projections.
+    """
+    config = copy.deepcopy(config)
+    vars(config).pop("quantization_config", None)
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(config, attn_implementation="eager", trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds for one user's mistake
+        raise ValueError(f"--model {folder}: config.json: {first_line(error)}") from error
+    try:
+        require_projections(model)
+    except ValueError as error:
+        raise ValueError(f"--model {folder}: {error}") from error
+    return model
+
+
 def load_backbone(
     name: str, device: torch.device, dtype: torch.dtype, quantize: bool = True, matmul: str = "dequant"
 ) -> nn.Module:
-    """The base in the folder `name` (folders.py) without its LM head, frozen, on `device`.
+    """The base in the folder `name` without its LM head, frozen, on `device`.
 
-    quantize: a float base is quantized to int8 while it loads (a base that is 8-bit already stays as it is);
-    False keeps a float base, in `dtype`. matmul: see int8.py; llm-int8 is bitsandbytes' own product, the
-    seed's numerics. Raises ValueError where the folder is no usable base, naming the reason.
+    quantize: quantize a float base to int8 while it loads (an 8-bit base stays as it is); False keeps a float
+    base, in `dtype`. matmul: see int8.py; llm-int8 is bitsandbytes' own product, the seed's numerics. Raises
+    ValueError where the folder is no usable base, naming the reason.
     """
-    from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, logging
+    from transformers import AutoModel, BitsAndBytesConfig, logging
 
+    config = read_config(name)
+    shapes = {
+        f"model.{key}": tuple(t.shape) for key, t in empty_model(name, config, AutoModel).state_dict().items()
+    }
+    match_tensors(name, open_shards(name), shapes)
+    # only transformers' eager attention applies Gemma-2's soft-cap; bases without one take SDPA
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    keywords = {"attn_implementation": "eager" if softcap else "sdpa"}
+    # Pass our config: otherwise config.json's own attention setting wins, which may name a kernel to download
+    keywords |= {"config": config, "trust_remote_code": False, "use_safetensors": True}
+    keywords |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # each is refused by name
+    quantized = getattr(config, "quantization_config", None) is not None
+    if quantize and not quantized:
+        keywords["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    elif not quantized:
+        keywords["dtype"] = dtype
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report lists the unused LM head; what is missing we check
+    logging.set_verbosity_error()  # its report lists the unused LM head; match_tensors has checked the names
     try:
-        # not None, which would ask whether to run a folder's code, and run it on `y`
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        vars(config).pop("transformers_weights", None)  # a file of any kind, to be taken as the weights
-        method = getattr(config, "quantization_config", None)
-        if method is not None and not method.get("load_in_8bit"):
-            raise ValueError("quantized, but not by bitsandbytes' 8-bit method: take the float model")
-        # only transformers' eager attention applies Gemma-2's soft-cap; the others have none and take SDPA
-        keywords = {"attn_implementation": "eager" if soft_cap(config) else "sdpa"}
-        # with the config, for what a config.json says of attention would win, other people's kernels included
-        keywords |= {"config": config, "trust_remote_code": False, "use_safetensors": True}
-        keywords |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # each is refused by name
-        if not hasattr(config, "hidden_size"):
-            raise ValueError("no plain text model: it has parts such as a vision tower")
-        if method is None and quantize:
-            keywords["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-        elif method is None:
-            keywords["dtype"] = dtype
         backbone, report = AutoModel.from_pretrained(name, device_map={"": device}, **keywords)
     except Exception as error:  # transformers raises many kinds for one user's mistake
         raise ValueError(f"--model {name}: {first_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
-    for tensor, found, wanted in sorted(report["mismatched_keys"]):
-        raise ValueError(f"--model {name}: {tensor} is {tuple(found)}: config.json needs {tuple(wanted)}")
-    if report["missing_keys"]:
-        raise ValueError(f"--model {name}: the weights lack {sorted(report['missing_keys'])[0]}")
+    lost = sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]})
+    if lost:  # transformers would leave it at random values
+        raise ValueError(f"--model {name}: transformers did not load {lost[0]}")
     if matmul == "dequant":
         use_dequantized_(backbone)
     return backbone.requires_grad_(False)

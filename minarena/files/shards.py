@@ -17,9 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minarena.lora import is_projection
+
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES = FLOATS | {"I8": torch.int8, "U8": torch.uint8}
 INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+Shapes = dict[str, tuple[int, ...]]  # name of a tensor -> its shape
 
 
 @dataclass
@@ -51,15 +55,20 @@ class Stored:
 def open_shards(folder: str) -> dict[str, Stored]:
     """Every tensor of model.safetensors, or of the files that its index names; only headers are read.
 
-    Raises ValueError that names the file that is missing, cut off or damaged, or lacks a tensor.
+    Raises ValueError that names the file that is missing, cut off or damaged, or lacks a tensor. A folder
+    with both is refused: transformers reads model.safetensors, other programs the files of the index.
     """
-    index, files, promised = Path(folder) / INDEX, ["model.safetensors"], {}
+    index, files, promised = Path(folder) / INDEX, [WHOLE], {}
     if index.exists():
         try:
             promised = json.loads(index.read_text())["weight_map"]
             files = sorted(set(promised.values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index}: not a usable index: {error!r}") from error
+            raise ValueError(f"--model {index}: not a usable index: {error!r}") from error
+        if (Path(folder) / WHOLE).exists() and files != [WHOLE]:
+            raise ValueError(
+                f"--model {folder}: {WHOLE}, and {INDEX} names others: delete what is not the model"
+            )
     stored = {}
     for file in files:
         try:
@@ -67,14 +76,55 @@ def open_shards(folder: str) -> dict[str, Stored]:
         except (OSError, SafetensorError) as error:
             missing = isinstance(error, FileNotFoundError)
             reason = "no such file" if missing else f"cut off or damaged ({error})"
-            raise ValueError(f"{folder}/{file}: {reason}: fetch it again") from error
+            raise ValueError(f"--model {folder}: {file}: {reason}: fetch it again") from error
         for key in handle.keys():  # noqa: SIM118 (a handle is no dict)
             part = handle.get_slice(key)
             stored[key] = Stored(handle, file, key, part.get_dtype(), tuple(part.get_shape()))
     for key, file in promised.items():
         if key not in stored or stored[key].file != file:
-            raise ValueError(f"{folder}/{file}: tensor {key} is missing, which {INDEX} says is there")
+            raise ValueError(
+                f"--model {folder}: {file}: tensor {key} is missing, which {INDEX} says is there"
+            )
     return stored
+
+
+def match_tensors(folder: str, stored: dict[str, Stored], shapes: Shapes) -> dict[str, Stored]:
+    """The tensors under the names of `shapes`, the model's; ValueError where one of both has no counterpart.
+
+    An LM head and rotary tables are left out: no model of ours has that head, and config.json gives the
+    tables. `score.weight`, a classifier's head, may be missing or have any number of rows.
+    """
+    tensors = {}
+    for key, tensor in stored.items():
+        name = key if key in shapes or f"model.{key}" not in shapes else f"model.{key}"  # a bare backbone's
+        if not key.startswith("lm_head.") and not key.endswith("rotary_emb.inv_freq"):
+            check_tensor(f"--model {folder}: {tensor.file}: tensor {key}", name, tensor, shapes)
+            tensors[name] = tensor
+    for name in shapes:
+        if name not in tensors and name != "score.weight":
+            raise ValueError(f"--model {folder}: the weights lack {name}")
+        scale = name.removesuffix("weight") + "SCB"
+        if name in tensors and tensors[name].dtype == "I8" and scale not in tensors:
+            raise ValueError(f"--model {folder}: the weights lack {scale}, the scales of {name}")
+    return tensors
+
+
+def check_tensor(where: str, name: str, tensor: Stored, shapes: Shapes) -> None:
+    """ValueError if a tensor of the base has no place in the model, another shape or an odd dtype."""
+    module, _, leaf = name.rpartition(".")
+    weight = shapes.get(f"{module}.weight")
+    scale = {"SCB": weight[:1], "weight_format": ()} if is_projection(f"{module}.weight") and weight else {}
+    wanted = scale.get(leaf, tensor.shape if module.startswith("score") else shapes.get(name))
+    if wanted is None:
+        raise ValueError(f"{where} has no place in a model of this config.json")
+    if tensor.shape != wanted:
+        raise ValueError(f"{where} is {tensor.shape}: config.json needs {wanted}")
+    kinds = {"SCB": ["F32"], "weight_format": ["U8", "I8"]}.get(leaf, [*FLOATS])
+    kinds = [*kinds, "I8"] if is_projection(name) else kinds
+    if tensor.dtype not in kinds:
+        raise ValueError(f"{where} is stored as {tensor.dtype}: neither float nor bitsandbytes' 8-bit")
+    if leaf == "weight_format" and tensor.read().item() != 0:
+        raise ValueError(f"{where} is not 0: another format than bitsandbytes' rows")
 
 
 def cut_into_shards(groups: Iterable[list[Layout]], shard_bytes: int) -> dict[str, list[Layout]]:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from minarena.files.adapter import KEEPS_BASE, read_peft
+from minarena.files.shards import Shapes
 from minarena.lora import PROJECTIONS, layer_number
-
-Shapes = dict[str, tuple[int, ...]]  # name of a tensor -> its shape
 
 # Settings of PEFT's LoraConfig under which the merged weight is not W + scale * B A, or W is not the base's.
 NOT_MERGED = ("use_dora", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices")

@@ -21,21 +21,24 @@ from torch.linalg import vector_norm
 from tqdm import tqdm
 
 from minarena.files.adapter import is_finite
+from minarena.files.base import empty_model, read_config
+from minarena.files.durable import TMP_SUFFIX
 from minarena.files.shards import (
     DTYPES,
     FLOATS,
     Layout,
+    Shapes,
     Stored,
     cut_into_shards,
+    match_tensors,
     open_shards,
     write_index,
     write_shard,
 )
 from minarena.files.tokenizer import check_vocabulary, load_tokenizer, write_tokenizer
 from minarena.int8 import dequantize, quantize
-from minarena.lora import PROJECTIONS, merged_weight
-from minarena.quantization.merge import Merge, Shapes, read_merge
-from minarena.runtime.console import first_line
+from minarena.lora import is_projection, merged_weight
+from minarena.quantization.merge import Merge, read_merge
 from minarena.text import pad_id
 
 SHARD_BYTES = 2_000_000_000
@@ -84,75 +87,26 @@ def classifier(folder: str, labels: int) -> tuple[object, Shapes]:
 
     Raises ValueError where the base is quantized in another way, or is no plain decoder.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        method = config.__dict__.pop("quantization_config", None) or {}
-        config.num_labels = labels
-        with torch.device("meta"):  # names and shapes without memory
-            keywords = {"attn_implementation": "eager", "trust_remote_code": False}
-            model = AutoModelForSequenceClassification.from_config(config, **keywords)
-    except Exception as error:  # transformers raises many kinds for one user's mistake
-        raise ValueError(f"--model {folder}: config.json: {first_line(error)}") from error
-    if method and not method.get("load_in_8bit"):
-        raise ValueError(f"--model {folder}: {method.get('quant_method')} weights: take the float model")
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] not in (*PROJECTIONS, "score"):
-            raise ValueError(f"--model {folder}: {name} is a linear layer other than the seven projections")
+    config = read_config(folder)
+    method = vars(config).pop("quantization_config", None) or {}
+    config.num_labels = labels
+    model = empty_model(folder, config, AutoModelForSequenceClassification)
     threshold = method.get("llm_int8_threshold", 6.0)
     config.quantization_config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold).to_dict()
     config.architectures = [type(model).__name__]
     return config, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def match_tensors(folder: str, stored: dict[str, Stored], shapes: Shapes) -> dict[str, Stored]:
-    """The tensors under the classifier's names, without an LM head; ValueError where they do not fit."""
-    tensors = {}
-    for key, tensor in stored.items():
-        name = key if key in shapes or f"model.{key}" not in shapes else f"model.{key}"  # a bare backbone's
-        if not key.startswith("lm_head.") and not key.endswith("rotary_emb.inv_freq"):
-            check(f"{folder}/{tensor.file}: tensor {key}", name, tensor, shapes)
-            tensors[name] = tensor
-    for name in shapes:
-        if name not in tensors and name != "score.weight":
-            raise ValueError(f"--model {folder}: the weights lack {name}")
-        scale = name.removesuffix("weight") + "SCB"
-        if name in tensors and tensors[name].dtype == "I8" and scale not in tensors:
-            raise ValueError(f"--model {folder}: the weights lack {scale}, the scales of {name}")
-    return tensors
-
-
-def check(where: str, name: str, tensor: Stored, shapes: Shapes) -> None:
-    """ValueError if a tensor of the base has no place in the classifier, another shape or an odd dtype."""
-    module, _, leaf = name.rpartition(".")
-    weight = shapes.get(f"{module}.weight")
-    scale = {"SCB": weight[:1], "weight_format": ()} if is_projection(f"{module}.weight") and weight else {}
-    wanted = scale.get(leaf, tensor.shape if module.startswith("score") else shapes.get(name))
-    if wanted is None:
-        raise ValueError(f"{where} has no place in a sequence classifier of this config.json")
-    if tensor.shape != wanted:
-        raise ValueError(f"{where} is {tensor.shape}: config.json needs {wanted}")
-    kinds = {"SCB": ["F32"], "weight_format": ["U8", "I8"]}.get(leaf, [*FLOATS])
-    if tensor.dtype not in kinds + ["I8"] * is_projection(name):
-        raise ValueError(f"{where} is stored as {tensor.dtype}: neither float nor bitsandbytes' 8-bit")
-    if leaf == "weight_format" and tensor.read().item() != 0:
-        raise ValueError(f"{where} is not 0: another format than bitsandbytes' rows")
-
-
-def is_projection(name: str) -> bool:
-    """`model.layers.0.self_attn.q_proj.weight` is one."""
-    return name.endswith(".weight") and name.split(".")[-2] in PROJECTIONS
-
-
 @contextlib.contextmanager
 def new_folder(out: str, size: int) -> Iterator[Path]:
-    """A new folder `out`.unfinished that becomes `out` if the block ends well, and is gone if it does not.
+    """A new folder beside `out` that takes the name `out` if the block ends well, and is deleted if not.
 
     size: bytes that will be written. Raises ValueError where either folder exists or the disk is full.
     """
     final = Path(out)
-    aside = final.with_name(final.name + ".unfinished")
+    aside = final.with_name(f"{final.name}.{TMP_SUFFIX}")
     if final.exists():
         raise ValueError(f"--out {out} exists: give a new folder, or delete it")
     if aside.exists():

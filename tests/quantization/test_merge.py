@@ -20,10 +20,10 @@ from test_stream import by_transformers, tensors_of
 
 from minarena.files.adapter import save_adapter
 from minarena.int8 import dequantize
-from minarena.lora import PROJECTIONS, merged_weight
+from minarena.lora import PROJECTIONS, is_projection, merged_weight
 from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_
 from minarena.quantization.merge import read_merge
-from minarena.quantization.stream import convert, float_rows, is_projection, open_source
+from minarena.quantization.stream import convert, float_rows, open_source
 
 VARIANTS = {
     "plain": {},
