@@ -168,7 +168,7 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
 def build(config: TrainConfig, device: torch.device):
     """(model with a fresh or given adapter, adapter settings, tokenizer, computing settings)"""
     dtype = DTYPES[config.dtype]
-    model, tokenizer = load_base(config.model, device, dtype, config.matmul)
+    model, tokenizer = load_base(config.model, device, dtype, config.matmul, config.max_length)
     if config.fast == "on" and device.type == "cuda":
         take_fast_path_(model, dtype)
     compute = make_compute(config.token_budget, device, dtype, pad_id(tokenizer), training=True)

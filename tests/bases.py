@@ -51,8 +51,10 @@ def random_base(family: str, dtype=torch.float32, labels: int | None = None, see
     return model.to(dtype)
 
 
-def write_base(family: str, folder, dtype=torch.float32, labels: int | None = None, **changes) -> str:
-    random_base(family, dtype, labels, **changes).save_pretrained(folder)
+def write_base(
+    family: str, folder, dtype=torch.float32, labels: int | None = None, seed: int = 0, **changes
+) -> str:
+    random_base(family, dtype, labels, seed, **changes).save_pretrained(folder)
     tokenizer = byte_tokenizer()
     for name, token in FAMILIES[family][1].items():
         setattr(tokenizer, name, token)

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from minarena.files.durable import read_record
-from minarena.files.shards import match_tensors, open_shards
+from minarena.files.shards import match_tensors, open_shards, require_numbers
 from minarena.files.tokenizer import check_vocabulary, load_tokenizer
 from minarena.int8 import use_dequantized_
 from minarena.lora import require_projections
 from minarena.model import PreferenceModel, residual_dtype
-from minarena.runtime.console import first_line
+from minarena.runtime.console import first_line, say
 from minarena.tiny import write_tiny
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -146,7 +146,8 @@ def load_backbone(
     shapes = {
         f"model.{key}": tuple(t.shape) for key, t in empty_model(name, config, AutoModel).state_dict().items()
     }
-    match_tensors(name, open_shards(name), shapes)
+    tensors = match_tensors(name, open_shards(name), shapes)
+    require_numbers(name, tensors, quantize)
     # only transformers' eager attention applies Gemma-2's soft-cap; bases without one take SDPA
     softcap = getattr(config, "attn_logit_softcapping", None)
     keywords = {"attn_implementation": "eager" if softcap else "sdpa"}
@@ -174,10 +175,39 @@ def load_backbone(
     return backbone.requires_grad_(False)
 
 
-def load_base(name: str, device: torch.device, dtype: torch.dtype, matmul: str) -> tuple:
-    """(PreferenceModel without a head, tokenizer) of `--model name`."""
+def load_base(
+    name: str, device: torch.device, dtype: torch.dtype, matmul: str, max_length: int | None = None
+) -> tuple:
+    """(PreferenceModel without a head, tokenizer) of `--model name`; max_length: tokens of a row."""
     with base_folder(name) as folder:
-        tokenizer = load_tokenizer(folder)
+        config, tokenizer = read_config(folder), load_tokenizer(folder)
+        check_vocabulary(tokenizer, config.vocab_size)
+        if max_length:
+            check_length(config, max_length)
         backbone = load_backbone(folder, device, dtype, matmul=matmul)
-    check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
     return PreferenceModel(backbone, nn.Identity(), residual_dtype(device, dtype)), tokenizer
+
+
+def check_length(config, max_length: int) -> None:
+    """ValueError where a row's numbers would depend on its neighbours; a printed line for a length above the
+    base's own.
+
+    Some kinds of rotary embeddings (RoPE) take other frequencies when the longest row of a batch passes the
+    original length (transformers, modeling_rope_utils.py, dynamic_rope_update). Up to it they are fixed.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_layer = [
+        value for value in rope.values() if isinstance(value, dict)
+    ]  # Gemma-3: one for each kind of layer
+    for settings in by_layer or [rope]:
+        kind, limit = settings.get("rope_type", "default"), config.max_position_embeddings
+        if kind == "longrope":
+            limit = settings.get("original_max_position_embeddings") or limit
+        if kind in ("dynamic", "longrope") and max_length > limit:
+            reason = (
+                f"beyond {limit} tokens this base's rope type {kind!r} depends on the longest row of a batch"
+            )
+            raise ValueError(f"--max-length {max_length}: {reason}: --max-length {limit} is fine")
+    limit = getattr(config, "max_position_embeddings", max_length)
+    if max_length > limit:
+        say(f"--max-length {max_length} is above the base's {limit} positions (max_position_embeddings)")

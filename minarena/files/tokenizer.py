@@ -53,6 +53,20 @@ def with_own_pipeline(by_class, folder: str):
     return tokenizer
 
 
+# Where the pipelines of transformers' classes are known to part from others
+PROBE = "In 1984, 12345 x 3.14159!\n\n1. first\n\n\n2.  two  spaces\tand I'LL don't né ﬁne ½ <b>bold</b>"
+PROBE += " 我们每天练习下棋。怎么学? Как дела? كيف الحال؟ 👩‍👩‍👧🎉 def f(x):\n    return x**2  # ok\r\n "
+
+
+def ids_differ_from_transformers(folder: str) -> bool:
+    """Whether AutoTokenizer, which this code used before, gives a text other ids than tokenizer.json does."""
+    from transformers import AutoTokenizer
+
+    settings = {"add_special_tokens": False, "split_special_tokens": True}
+    by_class = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return by_class(PROBE, **settings)["input_ids"] != load_tokenizer(folder)(PROBE, **settings)["input_ids"]
+
+
 def write_tokenizer(tokenizer, folder: str, into: Path) -> None:
     """Write the tokenizer of `folder` into the folder `into`; tokenizer.json, if there is one, byte for byte.
 

@@ -20,17 +20,18 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from tqdm import tqdm
 
-from minarena.files.adapter import is_finite
 from minarena.files.base import empty_model, read_config
 from minarena.files.durable import TMP_SUFFIX
 from minarena.files.shards import (
     DTYPES,
     FLOATS,
+    LARGEST,
     Layout,
     Shapes,
     Stored,
     cut_into_shards,
     match_tensors,
+    number_problem,
     open_shards,
     write_index,
     write_shard,
@@ -43,7 +44,6 @@ from minarena.text import pad_id
 
 SHARD_BYTES = 2_000_000_000
 CHUNK = 1 << 22  # weights merged and quantized at a time: 16 MB as fp32 (64 MB took twice the CPU time)
-LARGEST = torch.finfo(torch.float16).max  # bitsandbytes quantizes from fp16
 
 
 @dataclass
@@ -178,8 +178,8 @@ def converted(
         else:
             new = name == "score.weight" and source.head == "new"
             tensor = new_head(source, seed) if new else source.read(name)
-            if not is_finite(tensor):
-                raise ValueError(f"{source.folder}: tensor {name} has NaN or infinity in it")
+            if problem := number_problem(tensor):
+                raise ValueError(f"--model {source.folder}: tensor {name} has {problem}")
             yield tensor
         bar.update(sum(layout.bytes() for layout in layouts_of(source, name)))
 
@@ -195,8 +195,8 @@ def quantized(source: Source, name: str, device) -> tuple[Tensor, Tensor, float 
     as it is: error None."""
     module = name.removesuffix(".weight")
     if source.read(name).dtype == torch.int8 and module not in source.merge.matrices:
-        if not is_finite(source.read(f"{module}.SCB")):
-            raise ValueError(f"{source.folder}: tensor {module}.SCB has NaN or infinity in it")
+        if problem := number_problem(source.read(f"{module}.SCB")):
+            raise ValueError(f"--model {source.folder}: tensor {module}.SCB has {problem}")
         return source.read(name), source.read(f"{module}.SCB"), None
     parts, wrong, whole = [], 0.0, 0.0
     for W in float_rows(source, name, device):
@@ -224,10 +224,7 @@ def float_rows(source: Source, name: str, device) -> Iterator[Tensor]:
             W = merged_weight(W, A.to(device), B[rows].to(device), scale)
         elif SCB is None:
             W = W.to(source.config.dtype)
-        low, high = W.aminmax()
-        if not (low >= -LARGEST and high <= LARGEST):  # so put, NaN is caught too: aminmax passes it on
-            beyond = low.isfinite() and high.isfinite()
-            problem = f"values above {LARGEST:,.0f}, fp16's largest" if beyond else "NaN or infinity in it"
-            problem += " after the merge" * (A is not None)
-            raise ValueError(f"{source.folder}: tensor {name} has {problem}")
+        if problem := number_problem(W, LARGEST):
+            when = "" if A is None else " after the merge"
+            raise ValueError(f"--model {source.folder}: tensor {name} has {problem}{when}")
         yield W

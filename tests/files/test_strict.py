@@ -11,17 +11,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from bases import SIZES, random_base, write_base
+from bases import SIZES, base_config, random_base, write_base
 from helpers import CPU
 from safetensors.torch import load_file, save_file
 from test_bad_input import line_of
 
 import quantize
 import train
-from minarena.files.base import load_backbone
+from minarena.batching import collate
+from minarena.files.base import check_length, load_backbone, load_base
 from minarena.lora import require_projections
 from minarena.quantization.stream import open_source
 from minarena.tiny import byte_tokenizer
@@ -147,3 +149,99 @@ def test_an_index_that_names_model_safetensors_itself_is_fine(tmp_path):
     (tmp_path / "base" / "model.safetensors.index.json").write_text(json.dumps(index))
     load_backbone(base, CPU, torch.float32)
     open_source(base)
+
+
+# ------------------------------------------------------------------------------ numbers, tokens, lengths
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [(float("nan"), "has NaN"), (float("-inf"), "has NaN or inf"), (7e4, "has values above 65,504")],
+)
+def test_a_number_that_is_none_is_the_bases_and_not_a_rows(value, words, pairs_file, tmp_path, monkeypatch):
+    stored = load_file(Path(write_base("llama", tmp_path / "base")) / "model.safetensors")
+    for name in (f"{Q}.weight", "model.norm.weight"):
+        bad = stored[name].clone()
+        bad.view(-1)[5] = value
+        base = with_tensors(str(tmp_path / "base"), {name: bad})
+        if "above" in words and "norm" in name:  # large, but nothing rounds a norm to fp16
+            load_backbone(base, CPU, torch.float32)
+        else:
+            for line in both_refuse(base, pairs_file, tmp_path, monkeypatch):
+                assert f"tensor {name} {words}" in line and "--resume" not in line
+        with_tensors(base, {name: stored[name]})
+
+
+def test_a_token_without_an_embedding_is_named_before_weights_are_read(pairs_file, tmp_path, monkeypatch):
+    base = write_base("llama", tmp_path / "base", vocab_size=260)
+    settings = json.loads((tmp_path / "base" / "tokenizer_config.json").read_text())
+    added = {"260": {"content": "<tool>", "special": False}}
+    (tmp_path / "base" / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"added_tokens_decoder": added})
+    )
+    monkeypatch.setattr("minarena.files.base.load_backbone", None)
+    for line in both_refuse(base, pairs_file, tmp_path, monkeypatch):
+        assert "its tokenizer has token 260, the model has 260 embeddings" in line
+
+
+LONGROPE = dict(rope_type="longrope", short_factor=[1.0] * 8, long_factor=[4.0] * 8, factor=4.0)
+ROPE = {
+    "dynamic": (dict(rope_type="dynamic", factor=4.0), 64, 64),
+    "longrope": (LONGROPE | dict(original_max_position_embeddings=32), 128, 32),
+}
+
+
+@torch.no_grad()
+def moved_by_a_neighbour(model, short: int, long: int) -> float:
+    """How far the short row's hidden state moves when a longer row joins its batch."""
+    rows = [np.random.default_rng(i).integers(4, 260, n) for i, n in enumerate((short, long))]
+    alone, both = (
+        model(*collate(batch, 0), use_cache=False).last_hidden_state[0, -1] for batch in (rows[:1], rows)
+    )
+    return (alone - both).abs().max().item()
+
+
+@pytest.mark.parametrize("kind", ROPE)
+def test_rope_that_looks_at_the_longest_row_is_refused_beyond_its_length_and_right_up_to_it(kind):
+    rope, positions, limit = ROPE[kind]
+    config = base_config("llama", rope_scaling=rope, max_position_embeddings=positions)
+    model = transformers.AutoModel.from_config(config).eval()
+    assert moved_by_a_neighbour(model, 20, limit) < 1e-5
+    assert moved_by_a_neighbour(model, 20, limit + 1) > 1e-3
+    check_length(config, limit)
+    with pytest.raises(ValueError, match=f"rope type '{kind}' .*: --max-length {limit} is fine"):
+        check_length(config, limit + 1)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        dict(rope_type="linear", factor=4.0),
+        dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32),
+        dict(
+            rope_type="llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=32,
+        ),
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_rope_that_is_fixed_works_at_any_length(rope, capsys):
+    config = base_config("llama", rope_scaling=rope, max_position_embeddings=128)
+    assert moved_by_a_neighbour(transformers.AutoModel.from_config(config).eval(), 20, 200) < 1e-5
+    check_length(config, 128)
+    assert not capsys.readouterr().err
+    check_length(config, 129)
+    assert "--max-length 129 is above the base's 128 positions" in capsys.readouterr().err
+
+
+def test_the_commands_check_the_length_before_the_weights(tmp_path, monkeypatch):
+    rope, positions, _ = ROPE["dynamic"]
+    changes = dict(rope_scaling=rope, max_position_embeddings=positions)
+    base = write_base("llama", tmp_path / "base", **changes)
+    load_base(base, CPU, torch.float32, "dequant", 64)
+    monkeypatch.setattr("minarena.files.base.load_backbone", None)
+    with pytest.raises(ValueError, match="--max-length 65"):
+        load_base(base, CPU, torch.float32, "dequant", 65)
