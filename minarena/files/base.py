@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from minarena.files.durable import read_record
-from minarena.files.shards import match_tensors, open_shards, require_numbers
+from minarena.files.shards import Stored, match_tensors, open_shards, require_numbers
 from minarena.files.tokenizer import check_vocabulary, load_tokenizer
 from minarena.int8 import use_dequantized_
-from minarena.lora import require_projections
+from minarena.lora import is_projection, require_projections
 from minarena.model import PreferenceModel, residual_dtype
 from minarena.runtime.console import first_line, say
 from minarena.tiny import write_tiny
@@ -143,10 +143,10 @@ def load_backbone(
     from transformers import AutoModel, BitsAndBytesConfig, logging
 
     config = read_config(name)
-    shapes = {
-        f"model.{key}": tuple(t.shape) for key, t in empty_model(name, config, AutoModel).state_dict().items()
-    }
-    tensors = match_tensors(name, open_shards(name), shapes)
+    empty = empty_model(name, config, AutoModel).state_dict()
+    tensors = match_tensors(
+        name, open_shards(name), {f"model.{key}": tuple(t.shape) for key, t in empty.items()}
+    )
     require_numbers(name, tensors, quantize)
     # only transformers' eager attention applies Gemma-2's soft-cap; bases without one take SDPA
     softcap = getattr(config, "attn_logit_softcapping", None)
@@ -154,11 +154,12 @@ def load_backbone(
     # Pass our config: otherwise config.json's own attention setting wins, which may name a kernel to download
     keywords |= {"config": config, "trust_remote_code": False, "use_safetensors": True}
     keywords |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # each is refused by name
-    quantized = getattr(config, "quantization_config", None) is not None
-    if quantize and not quantized:
-        keywords["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    elif not quantized:
-        keywords["dtype"] = dtype
+    config.quantization_config = eight_bit_settings(config, tensors)
+    if config.quantization_config is None:
+        del config.quantization_config
+        keywords |= (
+            {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)} if quantize else {"dtype": dtype}
+        )
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report lists the unused LM head; match_tensors has checked the names
     try:
@@ -170,9 +171,30 @@ def load_backbone(
     lost = sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]})
     if lost:  # transformers would leave it at random values
         raise ValueError(f"--model {name}: transformers did not load {lost[0]}")
+    for module in backbone.modules():
+        if type(module) is nn.Linear:  # a projection that an 8-bit folder keeps in floats
+            module.to(dtype)
     if matmul == "dequant":
         use_dequantized_(backbone)
     return backbone.requires_grad_(False)
+
+
+def eight_bit_settings(config, tensors: dict[str, Stored]) -> dict | None:
+    """transformers' quantization_config for what lies in the files; None where nothing is 8-bit.
+
+    The files decide, not config.json: its modules to skip bear the names of another model class, and another
+    tool may call weights 8-bit that it has kept in floats.
+    """
+    from transformers import BitsAndBytesConfig
+
+    if all(tensor.dtype != "I8" for tensor in tensors.values()):
+        return None
+    floats = [name for name, tensor in tensors.items() if is_projection(name) and tensor.dtype != "I8"]
+    skip = [name.removeprefix("model.").removesuffix(".weight") for name in floats]
+    stated = getattr(config, "quantization_config", None) or {}
+    threshold = stated.get("llm_int8_threshold", 6.0)
+    settings = {"llm_int8_threshold": threshold, "llm_int8_skip_modules": skip or None}
+    return BitsAndBytesConfig(load_in_8bit=True, **settings).to_dict()
 
 
 def load_base(

@@ -93,12 +93,14 @@ def match_tensors(folder: str, stored: dict[str, Stored], shapes: Shapes) -> dic
     """The tensors under the names of `shapes`, the model's; ValueError where one of both has no counterpart.
 
     An LM head and rotary tables are left out: no model of ours has that head, and config.json gives the
-    tables. `score.weight`, a classifier's head, may be missing or have any number of rows.
+    tables. A classifier's head, `score`, is left out where the model has none; where it has one, the stored
+    one may be missing or have any number of rows.
     """
     tensors = {}
     for key, tensor in stored.items():
         name = key if key in shapes or f"model.{key}" not in shapes else f"model.{key}"  # a bare backbone's
-        if not key.startswith("lm_head.") and not key.endswith("rotary_emb.inv_freq"):
+        head = key.startswith("lm_head.") or (key.startswith("score.") and "score.weight" not in shapes)
+        if not head and not key.endswith("rotary_emb.inv_freq"):
             check_tensor(f"--model {folder}: {tensor.file}: tensor {key}", name, tensor, shapes)
             tensors[name] = tensor
     for name in shapes:

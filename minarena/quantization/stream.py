@@ -91,6 +91,10 @@ def classifier(folder: str, labels: int) -> tuple[object, Shapes]:
 
     config = read_config(folder)
     method = vars(config).pop("quantization_config", None) or {}
+    if config.num_labels != labels:
+        config.problem_type = (
+            None  # a reward model's "regression" would be the loss of transformers' classifier
+        )
     config.num_labels = labels
     model = empty_model(folder, config, AutoModelForSequenceClassification)
     threshold = method.get("llm_int8_threshold", 6.0)
