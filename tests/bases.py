@@ -20,6 +20,8 @@ FAMILIES = {
     "llama": ("Llama", {"pad_token": "<eos>"}),  # SmolLM2's habit: pad = EOS
     "qwen2": ("Qwen2", {"pad_token": "<eos>", "bos_token": None}),  # DeepSeek-R1-Distill-Qwen's, without BOS
     "nopad": ("Llama", {"pad_token": None}),  # Llama 3's
+    "qwen3": ("Qwen3", {"pad_token": "<eos>", "bos_token": None}),
+    "mistral": ("Mistral", {"pad_token": None}),
 }
 
 
@@ -34,6 +36,8 @@ def base_config(family: str, **changes):
         settings |= dict(layer_types=["sliding_attention", "full_attention"], sliding_window=16)
     if family == "qwen2":
         settings.pop("head_dim")
+    if family == "mistral":
+        settings |= dict(sliding_window=16)
     return getattr(transformers, f"{prefix}Config")(**settings)
 
 

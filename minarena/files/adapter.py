@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from minarena.files.shards import text_name
 from minarena.lora import PROJECTIONS, layer_number
 from minarena.model import AdapterConfig, adapter_tensors, attach_adapter_
 
@@ -69,8 +70,8 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def our_name(name: str) -> str:
-    """`base_model.model.model.layers.0...` -> `model.layers.0...`, also where a bare backbone was trained."""
-    name = name.removeprefix(PREFIX)
+    """`base_model.model.model.layers.0...` -> `model.layers.0...`, also of a bare backbone or a text part."""
+    name = text_name(name.removeprefix(PREFIX))
     return f"model.{name}" if name.startswith("layers.") else name
 
 

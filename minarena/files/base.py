@@ -8,6 +8,7 @@ to run a folder's code. What it does not do: verify hashes, or follow up a link 
 
 import contextlib
 import copy
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from minarena.files.durable import read_record
-from minarena.files.shards import Stored, match_tensors, open_shards, require_numbers
+from minarena.files.shards import TEXT_PART, Stored, match_tensors, open_shards, require_numbers
 from minarena.files.tokenizer import check_vocabulary, load_tokenizer
 from minarena.int8 import use_dequantized_
 from minarena.lora import is_projection, require_projections
@@ -24,6 +25,8 @@ from minarena.model import PreferenceModel, residual_dtype
 from minarena.runtime.console import first_line, say
 from minarena.tiny import write_tiny
 
+# Models that read pictures, too, and whose text part computes what the text model alone computes
+MULTIMODAL = ("gemma3", "mistral3")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # Files that name others, under which key, and what those must end in
 NAMING = [
@@ -92,8 +95,8 @@ def base_folder(name: str) -> Iterator[str]:
 def read_config(folder: str):
     """transformers' configuration of the base in `folder`; nothing in it that names a file or code is obeyed.
 
-    Raises ValueError where it is none, or is that of a model that is quantized by another method than
-    bitsandbytes' 8-bit, or has other parts than text.
+    Of a model of several parts (MULTIMODAL) it is the text part's. Raises ValueError where there is none, or
+    the model is quantized by another method than bitsandbytes' 8-bit, or has parts that we do not know.
     """
     from transformers import AutoConfig
 
@@ -102,6 +105,11 @@ def read_config(folder: str):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for one user's mistake
         raise ValueError(f"--model {folder}: config.json: {first_line(error)}") from error
+    if config.model_type in MULTIMODAL:
+        whole, config = config, config.text_config
+        config.dtype = config.dtype or whole.dtype
+        if getattr(whole, "quantization_config", None):
+            config.quantization_config = whole.quantization_config
     vars(config).pop("transformers_weights", None)  # a file of any kind, to be taken as the weights
     method = getattr(config, "quantization_config", None) or {}
     if method and not method.get("load_in_8bit"):
@@ -154,6 +162,7 @@ def load_backbone(
     # Pass our config: otherwise config.json's own attention setting wins, which may name a kernel to download
     keywords |= {"config": config, "trust_remote_code": False, "use_safetensors": True}
     keywords |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # each is refused by name
+    keywords["key_mapping"] = {f"^{re.escape(prefix)}": "" for prefix in TEXT_PART}
     config.quantization_config = eight_bit_settings(config, tensors)
     if config.quantization_config is None:
         del config.quantization_config

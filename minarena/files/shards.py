@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minarena.files.durable import read_record
 from minarena.lora import is_projection
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -25,6 +26,14 @@ INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 LARGEST = torch.finfo(torch.float16).max  # bitsandbytes quantizes from fp16
 Shapes = dict[str, tuple[int, ...]]  # name of a tensor -> its shape
+# In a checkpoint that reads pictures, too: how the text model's names begin, and those of the other parts
+TEXT_PART = ("language_model.model.", "model.language_model.")
+OTHER_PARTS = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+)
 
 
 @dataclass
@@ -89,18 +98,30 @@ def open_shards(folder: str) -> dict[str, Stored]:
     return stored
 
 
+def text_name(name: str) -> str:
+    """`language_model.model.norm.weight` -> `model.norm.weight`; other names stay."""
+    for prefix in TEXT_PART:
+        if name.startswith(prefix):
+            return "model." + name.removeprefix(prefix)
+    return name.removeprefix("language_model.") if name.startswith("language_model.lm_head.") else name
+
+
 def match_tensors(folder: str, stored: dict[str, Stored], shapes: Shapes) -> dict[str, Stored]:
     """The tensors under the names of `shapes`, the model's; ValueError where one of both has no counterpart.
 
     An LM head and rotary tables are left out: no model of ours has that head, and config.json gives the
-    tables. A classifier's head, `score`, is left out where the model has none; where it has one, the stored
-    one may be missing or have any number of rows.
+    tables. So are the other parts of a checkpoint whose config.json has a text part (Gemma-3 4B and larger).
+    A classifier's head, `score`, is left out where the model has none; where it has one, the stored one may
+    be missing or have any number of rows.
     """
+    parts = OTHER_PARTS if "text_config" in read_record(Path(folder) / "config.json") else ()
+    left_out = ("lm_head.", *parts) if "score.weight" in shapes else ("lm_head.", "score.", *parts)
     tensors = {}
     for key, tensor in stored.items():
-        name = key if key in shapes or f"model.{key}" not in shapes else f"model.{key}"  # a bare backbone's
-        head = key.startswith("lm_head.") or (key.startswith("score.") and "score.weight" not in shapes)
-        if not head and not key.endswith("rotary_emb.inv_freq"):
+        name = text_name(key) if parts else key
+        if name not in shapes and f"model.{name}" in shapes:  # a bare backbone's
+            name = f"model.{name}"
+        if not name.startswith(left_out) and not name.endswith("rotary_emb.inv_freq"):
             check_tensor(f"--model {folder}: {tensor.file}: tensor {key}", name, tensor, shapes)
             tensors[name] = tensor
     for name in shapes:

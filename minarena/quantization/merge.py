@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from minarena.files.adapter import head_kind, read_peft, unsupported
-from minarena.files.shards import Shapes
+from minarena.files.shards import TEXT_PART, Shapes
 from minarena.lora import PROJECTIONS, layer_number
 
 LORA_TENSOR = re.compile(r"(.+)\.lora_([AB])\.weight")
@@ -80,7 +80,7 @@ def refuse_gaps(folder: str, config: dict, found: set[str], shapes: Shapes) -> N
     for target in [] if isinstance(targets, str) else targets:
         if target in (config.get("modules_to_save") or []):  # PEFT saves such a module whole, without LoRA
             continue
-        if not any(f".{module}".endswith(f".{target}") for module in modules(shapes)):
+        if not any(matches([target], module) for module in modules(shapes)):
             raise ValueError(f"--adapter {folder}: target {target!r} is no projection of this base")
     odd = sorted(wanted ^ found)
     if odd:
@@ -108,11 +108,15 @@ def targeted(module: str, config: dict) -> bool:
 
 def matches(names: list[str] | str | None, module: str) -> bool:
     """A text is a pattern for the whole name (or PEFT's word for all), a list holds ends of names."""
-    if isinstance(names, str) and names.lower() == "all-linear":
-        return True
     if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
-    return any(f".{module}".endswith(f".{name}") for name in names or [])
+        return names.lower() == "all-linear" or any(re.fullmatch(names, name) for name in aliases(module))
+    return any(f".{alias}".endswith(f".{name}") for name in names or [] for alias in aliases(module))
+
+
+def aliases(module: str) -> list[str]:
+    """A projection's names in the models that an adapter may come from: classifier, bare backbone, part."""
+    bare = module.removeprefix("model.")
+    return [module, bare, *(prefix + bare for prefix in TEXT_PART)]
 
 
 def lora_of(
