@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from minarena.files.durable import read_record
+from minarena.files.fingerprint import fingerprint
 from minarena.files.shards import TEXT_PART, Stored, match_tensors, open_shards, require_numbers
-from minarena.files.tokenizer import check_vocabulary, load_tokenizer
+from minarena.files.tokenizer import check_vocabulary, ids_differ_from_transformers, load_tokenizer
 from minarena.int8 import use_dequantized_
 from minarena.lora import is_projection, require_projections
-from minarena.model import PreferenceModel, residual_dtype
+from minarena.model import PreferenceModel, residual_dtype, soft_cap
 from minarena.runtime.console import first_line, say
 from minarena.tiny import write_tiny
 
@@ -38,6 +39,8 @@ NAMING = [
 def check_folder(name: str) -> None:
     """ValueError where a local folder lacks what is needed or names files outside of it, or where a name that
     looks like a path is none."""
+    if name == "tiny":  # the demo's, which base_folder makes
+        return
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -62,7 +65,9 @@ def named(path: Path, key: str) -> list:
     """What the JSON file at `path`, if there is one, has under `key`: a list's items, or a dict's values."""
     found = read_record(path).get(key) if path.exists() else None
     found = [*found.values()] if isinstance(found, dict) else found
-    return found if isinstance(found, list) else [found] * (found is not None)
+    if isinstance(found, list):
+        return found
+    return [] if found is None else [found]
 
 
 def local_folder(name: str) -> str:
@@ -157,8 +162,7 @@ def load_backbone(
     )
     require_numbers(name, tensors, quantize)
     # only transformers' eager attention applies Gemma-2's soft-cap; bases without one take SDPA
-    softcap = getattr(config, "attn_logit_softcapping", None)
-    keywords = {"attn_implementation": "eager" if softcap else "sdpa"}
+    keywords = {"attn_implementation": "eager" if soft_cap(config) else "sdpa"}
     # Pass our config: otherwise config.json's own attention setting wins, which may name a kernel to download
     keywords |= {"config": config, "trust_remote_code": False, "use_safetensors": True}
     keywords |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # each is refused by name
@@ -204,6 +208,19 @@ def eight_bit_settings(config, tensors: dict[str, Stored]) -> dict | None:
     threshold = stated.get("llm_int8_threshold", 6.0)
     settings = {"llm_int8_threshold": threshold, "llm_int8_skip_modules": skip or None}
     return BitsAndBytesConfig(load_in_8bit=True, **settings).to_dict()
+
+
+def base_fingerprint(name: str) -> dict[str, str]:
+    """What `--model name` is, by its contents (fingerprint.py)."""
+    with base_folder(name) as folder:
+        return fingerprint(folder, load_tokenizer(folder))
+
+
+def ids_changed(name: str) -> bool:
+    """Whether a run without a recorded fingerprint, so from before this code read tokenizer.json itself, had
+    other token ids of this base."""
+    with base_folder(name) as folder:
+        return ids_differ_from_transformers(folder)
 
 
 def load_base(

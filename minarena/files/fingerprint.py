@@ -63,4 +63,4 @@ def tokenizer_bytes(folder: str, tokenizer) -> list[bytes]:
 
 def differences(before: dict | None, now: dict[str, str]) -> list[str]:
     """The parts in which two fingerprints differ; a run from before fingerprints (None) differs in none."""
-    return [name for name in now if before and before.get(name) != now[name]]
+    return [name for name in now if isinstance(before, dict) and before and before.get(name) != now[name]]

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from minarena.config import TrainConfig
 from minarena.dist import World
 from minarena.files.adapter import save_adapter
+from minarena.files.base import base_fingerprint, ids_changed
 from minarena.files.checkpoint import find_checkpoints, log_event, save_checkpoint
 from minarena.files.durable import (
     RECORDED,
@@ -43,6 +44,7 @@ from minarena.files.durable import (
     replace_durably,
     write_text,
 )
+from minarena.files.fingerprint import differences
 from minarena.files.lock import lock_folder, unlock_folder
 from minarena.files.resume import (
     check_same_options,
@@ -139,6 +141,23 @@ class Run:
         """Whether this is the rank that writes."""
         return self.world.rank == 0
 
+    def record_base(self, name: str) -> None:
+        """Record what `--model name` is, by its contents.
+
+        Raises ValueError where --resume would go on with another base, or with other token ids: a run from
+        before fingerprints may have such (files/tokenizer.py).
+        """
+        self.record["base"] = base_fingerprint(name)
+        if self.resumed is None:
+            return  # record_computing writes it
+        changed = differences(self.resumed.get("base"), self.record["base"])
+        if changed:
+            what = " and ".join(changed)
+            raise ValueError(f"--resume: --model {name} is not what the run began with: its {what} changed")
+        if "base" not in self.resumed and ids_changed(name):
+            reason = "its ids were those of transformers' class, now they are tokenizer.json's"
+            raise ValueError(f"--resume: --model {name}: {reason}: begin a new run")
+
     def record_computing(self, path: str, token_budget: int) -> None:
         """Record what is known once the base is loaded: the path (fast or reference) and the token budget.
 
@@ -232,7 +251,8 @@ class Run:
             if isinstance(error, FloatingPointError):
                 self.world.all_gather(None)  # every rank has the error: wait until rank 0 has saved
             where = f"step {done + 1}, rows {names}"
-            raise type(error)(f"{where}: {error}; --resume goes on after step {done}") from error
+            going_on = f"; --resume goes on after step {done}" if done else ""  # else there is no checkpoint
+            raise type(error)(f"{where}: {error}{going_on}") from error
 
     def finish(self, table: pd.DataFrame, model: nn.Module, adapter: AdapterConfig, base: str) -> None:
         """Write eval.parquet and the adapter; the folder is then free for other commands."""

@@ -32,7 +32,7 @@ def line_of(command, words: list[str], monkeypatch) -> str:
     """What the command says when it stops; anything but one line is an error here."""
     monkeypatch.setattr(sys, "argv", ["/somewhere/command.py"])
     with pytest.raises(SystemExit) as stopped:
-        console.run(lambda: command.main(words))
+        console.run_command(lambda: command.main(words))
     assert stopped.value.__context__ is None and str(stopped.value).count("\n") == 0
     return str(stopped.value)
 

@@ -11,9 +11,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bases import random_base, write_base
+from bases import random_base, write_base, write_tokenizer_folder
 from safetensors.torch import load_file, save_file
-from test_tokenizer import write_tokenizer_folder
 
 from minarena.files.fingerprint import differences, fingerprint
 from minarena.files.tokenizer import ids_differ_from_transformers, load_tokenizer

@@ -13,66 +13,21 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bases import base_config, write_base
+from bases import PIPELINES, TEXTS, write_base, write_tokenizer_folder
 from helpers import write_pairs
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 import infer
+import minarena.text
 import quantize
 import train
 from minarena.files.tokenizer import check_vocabulary, load_tokenizer, write_tokenizer
 from minarena.text import TEMPLATE
 from minarena.tiny import demo_pairs
 
-TEXTS = [
-    "In 1984 there were 12345 of them, 3.14159 each",
-    "A list:\n\n1. first\n\n2. second\n\n\n\n   3.third",
-    "two  spaces,   three, a tab\tand the  end  ",
-    "我们每天练习下棋。怎么学? 1234567 次",
-    "well done 👩‍👩‍👧‍👦🎉 né né ﬁne ½ I'LL don't",
-]
-SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
-# (normaliser, pre-tokenizer, decoder): three pipelines that no class of transformers builds by itself
-PIPELINES = {
-    "digits by three": (
-        None,
-        pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        ),
-        decoders.ByteLevel(),
-    ),
-    "a space in front": (normalizers.NFKC(), pre_tokenizers.ByteLevel(), decoders.ByteLevel()),
-    "no words": (normalizers.Replace(" ", "▁"), pre_tokenizers.Split("\n\n", "isolated"), decoders.Fuse()),
-}
 CLASSES = ["GPT2Tokenizer", "GemmaTokenizer", "Qwen2Tokenizer", "LlamaTokenizerFast"]
 FAMILIES = ["qwen2", "llama", "gemma2"]  # config.json's
-
-
-def trained_tokenizer(pipeline: str) -> Tokenizer:
-    """A BPE tokenizer of 330 tokens that learnt these texts, so that its merges depend on the pipeline."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = PIPELINES[pipeline]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=330, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXTS * 5, trainer)
-    tokenizer.add_tokens(["\n\n1"])  # one that is not special, as Gemma's newlines
-    return tokenizer
-
-
-def write_tokenizer_folder(folder: Path, pipeline: str, class_name: str, family: str, **more) -> Path:
-    """config.json, tokenizer.json and tokenizer_config.json; weights are not needed."""
-    base_config(family, vocab_size=400).save_pretrained(folder)
-    trained_tokenizer(pipeline).save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": class_name, "bos_token": "<bos>", "eos_token": "<eos>", **more}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
 
 
 def raw_ids(folder: Path, text: str) -> list[int]:
@@ -157,7 +112,7 @@ def test_the_three_commands_take_these_ids(tmp_path, monkeypatch):
     write_base("qwen2", base, vocab_size=400)
     write_tokenizer_folder(base, "digits by three", "LlamaTokenizerFast", "qwen2")
     data = write_pairs(tmp_path / "pairs.parquet", demo_pairs(24, seed=3))
-    rows, real = [], train.encode
+    rows, real = [], minarena.text.encode
 
     def recorded(tokenizer, table, *settings):
         rows.extend(real(tokenizer, table, *settings))
@@ -166,7 +121,7 @@ def test_the_three_commands_take_these_ids(tmp_path, monkeypatch):
             assert ids.tolist() == [2, *raw, 1]
         return rows[-len(table) :]
 
-    monkeypatch.setattr(train, "encode", recorded)
+    monkeypatch.setattr("minarena.rows.encode", recorded)
     monkeypatch.setattr("minarena.ensemble.predict.encode", recorded)
     quantize.main(["--model", str(base), "--out", str(out)])
     assert (out / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
