@@ -55,7 +55,6 @@ def main(argv: list[str] | None = None) -> dict:
     if run.result:  # of a run that was finished already
         return print_json(run.result)
     describe_data(config, pairs, held_out)
-    run.record_base(config.model)
     pairs, held_out = (repaired(table, ranks=world.local_size) for table in (pairs, held_out))
     model, adapter, tokenizer, compute = build(config, device)
     run.record_computing("fast" if model.fast else "reference", compute.token_budget)
@@ -137,9 +136,8 @@ def record_of(config: TrainConfig, pairs: pd.DataFrame, device: torch.device, wo
     files = [*config.data, config.eval_data] if config.eval_data else config.data
     record = asdict(config) | {"data_files": [file_record(path) for path in files], "rows": len(pairs)}
     if config.init_adapter:
-        record["init_adapter_sha256"] = file_record(f"{config.init_adapter}/adapter_model.safetensors")[
-            "sha256"
-        ]
+        start = file_record(f"{config.init_adapter}/adapter_model.safetensors")
+        record["init_adapter_sha256"] = start["sha256"]
     return record | {"device": device.type, "world_size": world.size}
 
 

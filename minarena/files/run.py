@@ -118,7 +118,7 @@ class Run:
         """Claim the folder of a new run, before anything slow; with `resume` find the one that was begun.
 
         record: all that decides the result, options first. Raises ValueError where the folder holds another
-        run, or, with `resume`, none with these options.
+        run, or, with `resume`, none with these options and this base.
         """
         run = cls(out, world, record)
         if not resume and run.writes:
@@ -134,6 +134,8 @@ class Run:
                 unlock_folder(out)
         elif run.writes:
             write_record(out, record)
+        if not run.result:
+            run.record_base(record["model"])
         return run
 
     @property
