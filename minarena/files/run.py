@@ -17,16 +17,20 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -77,9 +81,13 @@ def create_run_folder(out: str) -> None:
 
 
 def write_record(out: str, record: dict) -> None:
-    """Write train_config.json: the record, versions and the commit of this code."""
+    """Write train_config.json: the record; and where it comes from: versions, commit, date, command,
+    device."""
     versions = {"python": platform.python_version()} | {name: version(name) for name in RECORDED}
-    record = record | {"versions": versions, "commit": commit()}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    record = record | {"versions": versions, "commit": commit(), "device_name": gpu}
+    record |= {"date": datetime.now().astimezone().isoformat(timespec="seconds")}
+    record |= {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
     write_text(json.dumps(record, indent=2) + "\n", Path(out) / "train_config.json")
 
 
