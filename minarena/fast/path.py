@@ -68,8 +68,12 @@ def why_not(backbone: nn.Module, dtype: torch.dtype) -> str:
         return "its attention is causal"
     if getattr(config, "attention_dropout", 0):
         return "it has no dropout on attention"
-    named = (m for name, m in backbone.named_modules() if name.rpartition(".")[2] in PROJECTIONS)
-    return "" if all(isinstance(base_of(m), Int8Linear) for m in named) else "it needs --matmul dequant"
+    bases = [base_of(m) for name, m in backbone.named_modules() if name.rpartition(".")[2] in PROJECTIONS]
+    if not all(isinstance(base, Int8Linear) for base in bases):
+        return "it needs --matmul dequant or int8"
+    if any(b.columns is not None and (b.in_features % 16 or b.out_features % 16) for b in bases):
+        return "its int8 product takes matrices whose sides are multiples of 16"
+    return ""
 
 
 def use_fast_path_(model: nn.Module) -> None:
@@ -82,10 +86,22 @@ def use_fast_path_(model: nn.Module) -> None:
     # masks, and even the dequantized weights (16.6 GB at 9B). Without them it keeps the fewest bytes that
     # save every large product.
     partitioner.aggressive_recomputation = True
+    partitioner.is_non_builtin_to_include = True  # int8_product is a large product, too
     partitioner.ban_recompute_used_far_apart = False
     partitioner.ban_recompute_long_fusible_chains = False
     partitioner.ban_recompute_materialized_backward = False
     model.fast = FastPath(packed_micro_batches, packed_logits)
+
+
+def fused_parts(backbone: nn.Module) -> list[tuple[Int8Linear, list[int]]]:
+    """Each matrix that `project` multiplies by, and the widths of its projections."""
+    found = []
+    for layer in backbone.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        found += [(attention.joined, [attention.q_proj, attention.k_proj, attention.v_proj])]
+        found += [(base_of(attention.o_proj), [attention.o_proj])]
+        found += [(mlp.joined, [mlp.gate_proj, mlp.up_proj]), (base_of(mlp.down_proj), [mlp.down_proj])]
+    return [(base, [base_of(linear).out_features for linear in linears]) for base, linears in found]
 
 
 def take_fast_path_(model: nn.Module, dtype: torch.dtype) -> None:
