@@ -97,8 +97,8 @@ class RoundedProduct(torch.autograd.Function):
 class Int8Linear(nn.Module):
     """A frozen linear over bitsandbytes' int8 weights: x (..., in) -> (..., out).
 
-    Computes in autocast's dtype where autocast is on, else in x's own. columns: None multiplies by dequantized
-    weights; after `round_inputs_` they are the columns that RoundedProduct does not round.
+    Computes in autocast's dtype where autocast is on, else in x's own. columns: None multiplies by
+    dequantized weights; after `round_inputs_` they are the columns that RoundedProduct does not round.
     """
 
     def __init__(self, CB: Tensor, SCB: Tensor, bias: Tensor | None = None):

@@ -98,9 +98,9 @@ def fused_parts(backbone: nn.Module) -> list[tuple[Int8Linear, list[int]]]:
     found = []
     for layer in backbone.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        found += [(attention.joined, [attention.q_proj, attention.k_proj, attention.v_proj])]
+        found += [(attention.fused, [attention.q_proj, attention.k_proj, attention.v_proj])]
         found += [(base_of(attention.o_proj), [attention.o_proj])]
-        found += [(mlp.joined, [mlp.gate_proj, mlp.up_proj]), (base_of(mlp.down_proj), [mlp.down_proj])]
+        found += [(mlp.fused, [mlp.gate_proj, mlp.up_proj]), (base_of(mlp.down_proj), [mlp.down_proj])]
     return [(base, [base_of(linear).out_features for linear in linears]) for base, linears in found]
 
 
