@@ -107,7 +107,6 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight", CB)
         self.register_buffer("SCB", SCB)
         self.register_buffer("bias", bias)
-        self.register_buffer("transposed", None)  # fast/path.py keeps W^T here where there is room
         self.round_inputs_(None)
 
     def round_inputs_(self, columns: Tensor | None) -> None:

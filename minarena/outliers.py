@@ -9,6 +9,7 @@ for them in each product anew; fixed ones as here are QUIK's (https://arxiv.org/
     columns = outlier_columns(backbone, rows)         the numbers of the columns, for each projection
     use_columns_(backbone, columns)                   Int8Linear multiplies int8 by int8 from then on
     hidden_error(backbone, rows, columns)             what that changes in the last hidden state
+    use_int8_product_(backbone, tokenizer, rows)      all three: what a run does
 
 What it does not do: choose columns for a layer's adapter (its input is the same), or look at a GPU's speed.
 """
@@ -21,10 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from minarena.int8 import Int8Linear
+from minarena.text import encode
+from minarena.tiny import demo_pairs
 
 # Relative error of SmolLM2-135M's last hidden state against fp32, 64 rows: .135 with none, .092 with 8, .073
 # with 32, .070 with 64, .060 with 128; the side product that holds them beside LoRA's 64 grows with them.
 COLUMNS = 32
+TEXTS = 24  # generated pairs on which the columns are found: about four a language
+GUARD_ROWS = 8  # of a run, on which the product is compared before it is used
 LARGEST_ERROR = 0.12  # LLM.int8's own: .115 on SmolLM2-135M
 
 
@@ -96,3 +101,16 @@ def hidden_error(backbone: nn.Module, rows: Sequence[np.ndarray], columns: dict[
     error = (last_hidden(backbone, rows) - exact).norm(dim=1) / exact.norm(dim=1)
     use_columns_(backbone, None)
     return error.median().item()
+
+
+def use_int8_product_(backbone: nn.Module, tokenizer, rows: Sequence[np.ndarray]) -> tuple[str | None, float]:
+    """(fingerprint of the columns that are used from now on, hidden_error on `rows`); None: none are used.
+
+    None where the error is above LARGEST_ERROR: the base goes on multiplying by dequantized weights.
+    """
+    columns = outlier_columns(backbone, encode(tokenizer, demo_pairs(TEXTS, seed=0), max_length=512))
+    error = hidden_error(backbone, rows, columns)
+    if not error <= LARGEST_ERROR:  # so written that NaN fails, too
+        return "", error
+    use_columns_(backbone, columns)
+    return fingerprint(columns), error

@@ -58,7 +58,7 @@ def project_rounded(
     B = torch.cat([linear.lora_B.weight for linear in linears]).to(x.dtype)  # (out, R)
     u = F.linear(x if seed is None else hash_dropout(x, first.dropout.p, seed), A)  # (N, n R)
     if torch.is_grad_enabled():
-        return RoundedLoraProduct.apply(x, u, B, *weights, base.transposed, widths)
+        return RoundedLoraProduct.apply(x, u, B, *weights, widths)
     return rounded_product(x, u, B, *weights, widths)
 
 

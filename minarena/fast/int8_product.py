@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minarena.int8 import Int8Linear, round_rows
+from minarena.int8 import round_rows
 
 SIDE_MULTIPLE = 32  # columns of the second product's tiles
 
@@ -26,7 +26,7 @@ torch.library.define(
     "minarena::int8_product",
     f"({FACTORS}, Tensor W_scale, Tensor side_x, Tensor side_W, int[] widths) -> Tensor",
 )
-torch.library.define("minarena::int8_gradient", f"({FACTORS}, Tensor? transposed, Tensor like) -> Tensor")
+torch.library.define("minarena::int8_gradient", f"({FACTORS}, Tensor like) -> Tensor")
 int8_product, int8_gradient = torch.ops.minarena.int8_product, torch.ops.minarena.int8_gradient
 
 
@@ -61,65 +61,52 @@ def _(q, scale, W, W_scale, side_x, side_W, widths):
 
 
 @torch.library.impl("minarena::int8_gradient", "cpu")
-def plain_gradient(q: Tensor, scale: Tensor, W: Tensor, transposed: Tensor | None, like: Tensor) -> Tensor:
+def plain_gradient(q: Tensor, scale: Tensor, W: Tensor, like: Tensor) -> Tensor:
     """(q W) * scale of q's rows, (N, in) in the dtype of `like`: q (N, out) int8, scale (N,), W (out, in).
 
-    The tensor cores multiply int8 only where both factors run along the sum, so a GPU needs W^T (in, out).
-    transposed: a copy that is kept; None makes one for this product alone. The operator makes it, not its
-    caller: the compiler would make it in the forward, and keep 8.3 GB of such copies at 9B.
+    The tensor cores multiply int8 only where both factors run along the sum, so a GPU makes a copy W^T for
+    each product: 1 % of a step at 9B, where copies that are kept would take 8.3 GB. The operator makes it,
+    not its caller: the compiler would do so in the forward, and keep it.
     """
     return ((q.float() @ W.float()) * scale.unsqueeze(1)).to(like.dtype)
 
 
 @torch.library.impl("minarena::int8_gradient", "cuda")
-def gradient_on_gpu(q, scale, W, transposed, like):
+def gradient_on_gpu(q, scale, W, like):
     from minarena.fast.int8_kernels import launch_, transpose
 
     y = like.new_empty(q.size(0), W.size(1))
-    launch_(y, q, scale, transpose(W) if transposed is None else transposed, None, None, None, [W.size(1)])
+    launch_(y, q, scale, transpose(W), None, None, None, [W.size(1)])
     return y
 
 
 @torch.library.register_fake("minarena::int8_gradient")
-def _(q, scale, W, transposed, like):
+def _(q, scale, W, like):
     return like.new_empty(q.size(0), W.size(1))
 
 
-def keep_transposed_(base: Int8Linear, widths: list[int]) -> None:
-    """Keep the copies that int8_gradient would make each time: one byte a weight, and 2 % of a step."""
-    from minarena.fast.int8_kernels import transpose
-
-    base.transposed = torch.cat([transpose(W).flatten() for W in base.weight.split(widths)])
-
-
 class RoundedLoraProduct(torch.autograd.Function):
-    """`rounded_product` and its gradients: of x through int8, of u and B in their own dtype.
-
-    transposed: int8, W^T of each width's part, one after the other; None: made when it is needed.
-    """
+    """`rounded_product` and its gradients: of x through int8, of u and B in their own dtype."""
 
     @staticmethod
-    def forward(ctx, x, u, B, CB, SCB, columns, rounded, outliers, transposed, widths):
-        ctx.save_for_backward(u, B, CB, SCB, transposed)
+    def forward(ctx, x, u, B, CB, SCB, columns, rounded, outliers, widths):
+        ctx.save_for_backward(u, B, CB, SCB)
         ctx.widths = widths
         return rounded_product(x, u, B, CB, SCB, columns, rounded, outliers, widths)
 
     @staticmethod
     def backward(ctx, *grads):
-        u, B, CB, SCB, transposed = ctx.saved_tensors
-        widths, in_features = ctx.widths, CB.size(1)
-        kept = [None] * len(widths)
-        if transposed is not None:
-            kept = [t.view(in_features, -1) for t in transposed.split([in_features * w for w in widths])]
-        parts = CB.split(widths), SCB.split(widths), kept, B.split(widths), u.split(B.size(1), dim=1)
+        u, B, CB, SCB = ctx.saved_tensors
+        widths = ctx.widths
+        parts = CB.split(widths), SCB.split(widths), B.split(widths), u.split(B.size(1), dim=1)
         dx, du, dB = [], [], []
-        for grad, W, scales, WT, B_part, u_part in zip(grads, *parts, strict=True):
+        for grad, W, scales, B_part, u_part in zip(grads, *parts, strict=True):
             q, scale = round_rows(grad.float() * (scales / 127))
-            dx.append(int8_gradient(q, scale, W, WT, grad))
+            dx.append(int8_gradient(q, scale, W, grad))
             du.append(grad @ B_part)
             dB.append(grad.T @ u_part)
         # not sum(), whose 0 at the start is one more addition for the compiler to write
-        return reduce(torch.add, dx), torch.cat(du, dim=1), torch.cat(dB), *[None] * 7
+        return reduce(torch.add, dx), torch.cat(du, dim=1), torch.cat(dB), *[None] * 6
 
 
 def rounded_product(

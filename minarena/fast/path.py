@@ -93,24 +93,16 @@ def use_fast_path_(model: nn.Module) -> None:
     model.fast = FastPath(packed_micro_batches, packed_logits)
 
 
-def fused_parts(backbone: nn.Module) -> list[tuple[Int8Linear, list[int]]]:
-    """Each matrix that `project` multiplies by, and the widths of its projections."""
-    found = []
-    for layer in backbone.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        found += [(attention.fused, [attention.q_proj, attention.k_proj, attention.v_proj])]
-        found += [(base_of(attention.o_proj), [attention.o_proj])]
-        found += [(mlp.fused, [mlp.gate_proj, mlp.up_proj]), (base_of(mlp.down_proj), [mlp.down_proj])]
-    return [(base, [base_of(linear).out_features for linear in linears]) for base, linears in found]
-
-
 def take_fast_path_(model: nn.Module, dtype: torch.dtype) -> None:
     """use_fast_path_ where the fast path can be taken; elsewhere print why not, and change nothing."""
     reason = why_not(model.model, dtype)
     if reason:
         say(f"fast path off: {reason}")
-    else:
-        use_fast_path_(model)
+        return
+    use_fast_path_(model)
+    large = model.model.config.hidden_size >= 2048
+    if large and model.int8_columns is None and torch.cuda.get_device_capability()[0] == 9:
+        say("faster on this GPU: --matmul int8 (1.4 times in training, 1.5 in inference at 9B)")
 
 
 def packed_logits(model: nn.Module, rows: Sequence[np.ndarray]) -> Tensor:

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from minarena.fast.cuda_graphs import use_graphs_
-from minarena.fast.int8_product import keep_transposed_
-from minarena.fast.path import fused_parts, logits_of_packed
+from minarena.fast.path import logits_of_packed
 from minarena.model import soft_cap
 
 LAUNCH_BOUND_BELOW = 2048  # hidden_size below which a layer is bound by kernel launches, not by the GPU
@@ -28,12 +27,6 @@ def fit_layers_(model: nn.Module, tokens: int, longest: int) -> None:
     config, tokens = backbone.config, max(tokens, longest)
     capped = soft_cap(config)
     if model.fast:
-        rounded = [part for part in fused_parts(backbone) if part[0].columns is not None]
-        copies = sum(base.weight.numel() for base, _ in rounded)  # bytes
-        if rounded and not recomputed_layers(backbone, tokens, longest, free - copies):
-            for base, widths in rounded:
-                keep_transposed_(base, widths)
-            free -= copies
         model.recomputed = recomputed_layers(backbone, tokens, longest, free)
         if config.hidden_size < LAUNCH_BOUND_BELOW and not capped and not model.recomputed:
             use_graphs_(model, logits_of_packed)  # a large base is not bound by launches

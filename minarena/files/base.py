@@ -11,14 +11,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import nn
 
 from minarena.files.durable import read_record
 from minarena.int8 import use_dequantized_
 from minarena.model import PreferenceModel, residual_dtype, soft_cap
-from minarena.runtime.console import first_line
-from minarena.text import pad_id
+from minarena.outliers import GUARD_ROWS, LARGEST_ERROR, use_int8_product_
+from minarena.runtime.console import first_line, say
+from minarena.text import encode, pad_id
 from minarena.tiny import write_tiny
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -151,7 +153,7 @@ def load_backbone(
         raise ValueError(f"--model {name}: {tensor} is {tuple(found)}: config.json needs {tuple(wanted)}")
     if report["missing_keys"]:
         raise ValueError(f"--model {name}: the weights lack {sorted(report['missing_keys'])[0]}")
-    if matmul == "dequant":
+    if matmul != "llm-int8":
         use_dequantized_(backbone)
     return backbone.requires_grad_(False)
 
@@ -163,3 +165,20 @@ def load_base(name: str, device: torch.device, dtype: torch.dtype, matmul: str) 
         backbone = load_backbone(folder, device, dtype, matmul=matmul)
     check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
     return PreferenceModel(backbone, nn.Identity(), residual_dtype(device, dtype)), tokenizer
+
+
+def round_activations_(
+    model: PreferenceModel, tokenizer, table: pd.DataFrame, max_length: int, truncation: str
+) -> None:
+    """--matmul int8, before LoRA is put on: find the base's outlier columns, use them if that is harmless.
+
+    table: rows of the run. Where the last hidden state of the first of them changes by more than LLM.int8
+    would change it, the run goes on with dequantized weights; a line says what was decided.
+    """
+    rows = encode(tokenizer, table.head(GUARD_ROWS), max_length, truncation)
+    model.int8_columns, error = use_int8_product_(model.model, tokenizer, rows)
+    found = f"--matmul int8 changes the last hidden state of {len(rows)} rows by {error:.3f}"
+    if not model.int8_columns:
+        say(f"{found}, LLM.int8 by about {LARGEST_ERROR}: this run goes on with --matmul dequant")
+    else:
+        say(f"{found} (LLM.int8: about {LARGEST_ERROR}); outlier columns {model.int8_columns}")

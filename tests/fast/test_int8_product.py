@@ -19,7 +19,7 @@ from test_path import LABELS, ROWS, assert_same, results, uncompiled  # noqa: F4
 from minarena.fast import path
 from minarena.fast.fused_linear import base_of
 from minarena.fast.int8_product import int8_gradient, int8_product
-from minarena.fast.path import fused_parts, use_fast_path_, why_not
+from minarena.fast.path import use_fast_path_, why_not
 from minarena.outliers import outlier_columns, use_columns_
 
 
@@ -43,7 +43,7 @@ def test_the_product_and_its_gradient_are_float64s(S, several):
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-3)
     g = integers(N, 48)
     wanted = (g.double() @ W.double()) * scale.double()[:, None]
-    got = int8_gradient(g, scale, W, None, side_x)
+    got = int8_gradient(g, scale, W, side_x)
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-3)
 
 
@@ -63,7 +63,7 @@ def test_the_fast_path_has_the_references_int8_numbers(model):
     assert not np.allclose(exact[0], wanted[0], atol=1e-5)  # else nothing was rounded
     use_columns_(model.model, outlier_columns(model.model, ROWS[:2], 4))
     use_fast_path_(model)
-    assert all(base.columns is not None for base, _ in fused_parts(model.model))
+    assert all(layer.mlp.fused.columns is not None for layer in model.model.layers)
     for budget in (100, 10_000):
         assert_same(results(model, budget), wanted)
 
@@ -80,27 +80,6 @@ def test_frozen_layers_have_the_references_int8_numbers(tmp_path):
     wanted = results(model, 10_000)
     use_fast_path_(model)
     assert_same(results(model, 100), wanted)
-
-
-def test_a_kept_transposed_copy_is_cut_into_its_parts(model):
-    """The CPU does not need W^T; what is handed to the operator is looked at instead."""
-    use_fast_path_(model)
-    handed, real = [], path.project.__globals__["RoundedLoraProduct"]
-    for base, widths in fused_parts(model.model):
-        base.transposed = torch.cat([W.T.flatten() for W in base.weight.split(widths)])
-    module = __import__(real.__module__, fromlist=["int8_gradient"])
-    operator = module.int8_gradient
-
-    def look(q, scale, W, transposed, like):
-        handed.append(torch.equal(transposed, W.T))
-        return operator(q, scale, W, transposed, like)
-
-    module.int8_gradient = look
-    try:
-        results(model, 100)
-    finally:
-        module.int8_gradient = operator
-    assert len(handed) >= 7 and all(handed)
 
 
 def test_the_compiler_traces_a_whole_layer_and_gets_the_same_numbers(tmp_path, monkeypatch):
