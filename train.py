@@ -57,8 +57,7 @@ def main(argv: list[str] | None = None) -> dict:
     describe_data(config, pairs, held_out)
     pairs, held_out = (repaired(table, ranks=world.local_size) for table in (pairs, held_out))
     model, adapter, tokenizer, compute = build(config, device, pairs)
-    path = "fast" if model.fast else "reference"
-    run.record_computing(path, compute.token_budget, model.int8_columns)
+    run.record_computing(model, compute.token_budget)
     optimizer = make_optimizer(model, config.weight_decay)
     rows, held_out = encode_rows(tokenizer, pairs, config), encode_both_orders(tokenizer, held_out, config)
     del pairs  # its texts are no longer needed: those of 600,000 rows are gigabytes

@@ -139,12 +139,12 @@ class Run:
         """Whether this is the rank that writes."""
         return self.world.rank == 0
 
-    def record_computing(self, path: str, token_budget: int, int8_columns: str | None) -> None:
-        """Record what is known once the base is loaded: the path (fast or reference) and the token budget.
+    def record_computing(self, model: nn.Module, token_budget: int) -> None:
+        """Record what is known once the base is loaded: path (fast or reference), token budget, int8 columns.
 
-        int8_columns: the model's (model.py). Raises ValueError where --resume would change the path or the
-        columns: they round in other places.
+        Raises ValueError where --resume would change the path or the columns: they round in other places.
         """
+        path, int8_columns = "fast" if model.fast else "reference", model.int8_columns
         self.record |= {"path": path, "token_budget_used": token_budget, "int8_columns": int8_columns}
         if self.resumed is None:
             if self.writes:
