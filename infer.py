@@ -23,7 +23,7 @@ from minarena.ensemble.parts import PART, open_parts
 from minarena.ensemble.predict import Predictor, TrainedAdapter, find_adapter, passes, predict_pairs
 from minarena.ensemble.pseudo_labels import check, distilled, unlabelled, write_labels
 from minarena.fast.path import take_fast_path_
-from minarena.files.base import base_fingerprint, check_folder, ids_changed, load_base
+from minarena.files.base import base_fingerprint, check_folder, ids_changed, load_base, round_activations_
 from minarena.files.durable import TMP_SUFFIX, file_record, write_whole
 from minarena.files.fingerprint import differences
 from minarena.files.lock import unlock_folder
@@ -218,11 +218,17 @@ def predict(
     """(P(response_a wins) by id, seconds without loading)"""
     dtype = DTYPES[config.dtype]
     model, tokenizer = load_base(config.model, device, dtype, config.matmul, config.max_length)
+    texts = repaired(table, ranks=world.local_size)
+    if config.matmul == "int8":
+        round_activations_(model, tokenizer, texts, config.max_length, config.truncation)
+        for adapter in adapters:
+            trained = adapter.record.get("int8_columns")
+            if trained != model.int8_columns:
+                say(f"{adapter.folder}: trained with other outlier columns ({trained or 'none'})")
     if config.fast == "on" and device.type == "cuda":
         take_fast_path_(model, dtype)
     compute = make_compute(config.token_budget, device, dtype, pad_id(tokenizer), training=False)
     base = Predictor(model, tokenizer, compute, config.max_length, config.truncation, parts, world)
-    texts = repaired(table, ranks=world.local_size)
     start = time.perf_counter()
     p_a = predict_pairs(base, texts, adapters, config.tta, config.tta_fraction, config.weights)
     return p_a, time.perf_counter() - start

@@ -28,7 +28,7 @@ from minarena.dist import World, this_world
 from minarena.fast.path import take_fast_path_
 from minarena.fast.recompute import fit_layers_
 from minarena.files.adapter import load_adapter_, read_adapter
-from minarena.files.base import check_folder, load_base
+from minarena.files.base import check_folder, load_base, round_activations_
 from minarena.files.durable import file_record
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
@@ -56,8 +56,8 @@ def main(argv: list[str] | None = None) -> dict:
         return print_json(run.result)
     describe_data(config, pairs, held_out)
     pairs, held_out = (repaired(table, ranks=world.local_size) for table in (pairs, held_out))
-    model, adapter, tokenizer, compute = build(config, device)
-    run.record_computing("fast" if model.fast else "reference", compute.token_budget)
+    model, adapter, tokenizer, compute = build(config, device, pairs)
+    run.record_computing(model, compute.token_budget)
     optimizer = make_optimizer(model, config.weight_decay)
     rows, held_out = encode_rows(tokenizer, pairs, config), encode_both_orders(tokenizer, held_out, config)
     del pairs  # its texts are no longer needed: those of 600,000 rows are gigabytes
@@ -168,10 +168,12 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pairs, held_out
 
 
-def build(config: TrainConfig, device: torch.device):
+def build(config: TrainConfig, device: torch.device, pairs: pd.DataFrame):
     """(model with a fresh or given adapter, adapter settings, tokenizer, computing settings)"""
     dtype = DTYPES[config.dtype]
     model, tokenizer = load_base(config.model, device, dtype, config.matmul, config.max_length)
+    if config.matmul == "int8":
+        round_activations_(model, tokenizer, pairs, config.max_length, config.truncation)
     if config.fast == "on" and device.type == "cuda":
         take_fast_path_(model, dtype)
     compute = make_compute(config.token_budget, device, dtype, pad_id(tokenizer), training=True)

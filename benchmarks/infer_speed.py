@@ -79,7 +79,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--passes", type=int, default=4, help="timed passes; even: the twins take turns")
     parser.add_argument("--max-length", type=int, default=2200, help="tokens of the longest row")
     parser.add_argument("--token-budget", type=int, default=16384, help="tokens a micro-batch, with padding")
-    parser.add_argument("--matmul", choices=["dequant", "llm-int8"], default="dequant")
+    parser.add_argument("--matmul", choices=["dequant", "int8", "llm-int8"], default="dequant")
     parser.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="default: infer.py's, by device")
     parser.add_argument("--fast", choices=["on", "off"], default="on", help="the fast path or the reference")
     parser.add_argument("--profile", metavar="FILE", help="profile 64 more rows: the 40 dearest kernels")

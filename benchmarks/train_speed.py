@@ -24,6 +24,7 @@ from minarena.batching import real_tokens
 from minarena.dist import this_world
 from minarena.fast.path import take_fast_path_
 from minarena.fast.recompute import fit_layers_
+from minarena.files.outliers import outlier_columns, use_columns_
 from minarena.int8 import use_dequantized_
 from minarena.model import (
     DTYPES,
@@ -120,7 +121,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="rows a step")
     parser.add_argument("--max-length", type=int, default=2200, help="tokens of the longest row")
     parser.add_argument("--token-budget", type=int, default=8192, help="tokens a micro-batch, with padding")
-    parser.add_argument("--matmul", choices=["dequant", "llm-int8"], default="dequant")
+    parser.add_argument("--matmul", choices=["dequant", "int8", "llm-int8"], default="dequant")
     parser.add_argument("--fast", choices=["on", "off"], default="on", help="the fast path or the reference")
     parser.add_argument(
         "--recompute", choices=["auto", "all", "none"], default="auto", help="layers in the backward"
@@ -157,8 +158,11 @@ def preference_model(
     )  # load_backbone's rule: eager where there is a soft-cap
     changes = {"num_hidden_layers": layers} if layers else {}
     backbone = base.random_model(shape, device, dtype, attention, "AutoModel", **changes)
-    if matmul == "dequant":
+    if matmul != "llm-int8":
         use_dequantized_(backbone)
+    if matmul == "int8":  # of random rows, as the base is random
+        rows = base.random_rows(8, backbone.config.vocab_size, SEED, 256)
+        use_columns_(backbone, outlier_columns(backbone, rows))
     return PreferenceModel(backbone, torch.nn.Identity(), residual_dtype(device, dtype))
 
 

@@ -75,7 +75,9 @@ class TrainConfig:
     head_dropout: float = option(0.1, "dropout before each linear of the mlp head")
     init_adapter: str | None = option(None, "start from this adapter, with its rank, alpha and head")
     dtype: Literal["bf16", "fp32"] | None = option(None, "compute dtype (default: bf16 on a GPU that has it)")
-    matmul: Literal["dequant", "llm-int8"] = option("dequant", "int8 product: dequantized, or the recipe's")
+    matmul: Literal["dequant", "int8", "llm-int8"] = option(
+        "dequant", "product: weights dequantized, int8 by int8 (an H100: faster), or the recipe's"
+    )
     fast: Literal["on", "off"] = option("on", "the fast path, where the GPU can run it, or the reference")
 
     eval_every: int | None = option(
@@ -110,7 +112,7 @@ class InferConfig:
     truncation: Literal["left", "middle"] | None = option(None, "cut of longer rows (default: as trained)")
     token_budget: int | Literal["auto"] = option("auto", "tokens of a micro-batch, with its padding if any")
     dtype: Literal["bf16", "fp16", "fp32"] | None = option(None, "compute dtype (default: by device)")
-    matmul: Literal["dequant", "llm-int8"] | None = option(None, "int8 product (default: as trained)")
+    matmul: Literal["dequant", "int8", "llm-int8"] | None = option(None, "product (default: as trained)")
     fast: Literal["on", "off"] = option("on", "the fast path, where the GPU can run it, or the reference")
 
 

@@ -1,12 +1,15 @@
-"""bitsandbytes' int8 weights, multiplied by their dequantized values.
+"""bitsandbytes' int8 weights, multiplied by their dequantized values, or as the int8 that they are.
 
     W = CB * (SCB / 127)        CB (out, in) int8, SCB (out,) fp32: the largest |w| of each row
 
 The format is LLM.int8's (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339), which bitsandbytes reads
 and writes. The product is another one: LLM.int8 also rounds the activations to int8 in each linear, looks for
-outliers and waits for the GPU to tell how many there are. Dequantizing is simpler, faster in training and
-closer to the float model (relative error of SmolLM2's last hidden state: 5.2 % against 12-13 %). What it does
-not use: int8 tensor cores.
+outliers and waits for the GPU to tell how many there are. Dequantizing is simpler and closer to the float
+model (relative error of SmolLM2's last hidden state: 5.2 % against 12-13 %).
+
+The second product here (--matmul int8) rounds the activations as well, but its outlier columns are fixed
+(outliers.py): nothing is looked for, nothing waits. RoundedProduct says its numbers in plain PyTorch;
+fast/int8_product.py has the kernels that make it fast.
 """
 
 import torch
@@ -51,10 +54,51 @@ class DequantizedProduct(torch.autograd.Function):
         return grad @ dequantize(CB, SCB, grad.dtype), None, None
 
 
+def round_rows(x: Tensor, rounded: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x (N, in) -> int8 (N, in) and a scale for each row, (N,) fp32: x is nearly int8 * scale.
+
+    rounded (in,) bool: the columns where it is False are 0 in the result, and no row's scale knows them. A
+    row with a number that is not finite gets a scale that is not.
+    """
+    x = x.float() if rounded is None else torch.where(rounded, x.float(), 0.0)
+    largest = x.abs().amax(dim=1).clamp(min=1e-30)  # a row of zeros stays one
+    return (x * (127 / largest).unsqueeze(1)).round().to(torch.int8), largest / 127
+
+
+class RoundedProduct(torch.autograd.Function):
+    """x W^T with x (N, in) rounded to int8 row by row, except its outlier columns, which keep x's dtype.
+
+    The gradient of x is (dY * scale of W's rows) W, the first factor rounded to int8 row by row; it has no
+    outlier columns. Rounding itself counts as the identity. Products of int8 are sums of integers: fp32 has
+    them exactly up to 2^24, and to seven digits beyond.
+
+    columns (k,): numbers of the outlier columns; rounded (in,) bool: all others; outliers (out, k) int8: CB's
+    columns of them.
+    """
+
+    @staticmethod
+    def forward(ctx, x, CB, SCB, columns, rounded, outliers):
+        ctx.save_for_backward(CB, SCB)
+        q, scale = round_rows(x, rounded)
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.linear(q.float(), CB.float()) * scale.unsqueeze(1) * (SCB / 127)
+            y += F.linear(x[:, columns].float(), dequantize(outliers, SCB, x.dtype).float())
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        CB, SCB = ctx.saved_tensors
+        q, scale = round_rows(grad.float() * (SCB / 127))
+        with torch.autocast(grad.device.type, enabled=False):
+            dx = (q.float() @ CB.float()) * scale.unsqueeze(1)
+        return dx.to(grad.dtype), None, None, None, None, None
+
+
 class Int8Linear(nn.Module):
     """A frozen linear over bitsandbytes' int8 weights: x (..., in) -> (..., out).
 
-    Computes in autocast's dtype where autocast is on, else in x's own.
+    Computes in autocast's dtype where autocast is on, else in x's own. columns: None multiplies by
+    dequantized weights; after `round_inputs_` they are the columns that RoundedProduct does not round.
     """
 
     def __init__(self, CB: Tensor, SCB: Tensor, bias: Tensor | None = None):
@@ -63,11 +107,28 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight", CB)
         self.register_buffer("SCB", SCB)
         self.register_buffer("bias", bias)
+        self.round_inputs_(None)
+
+    def round_inputs_(self, columns: Tensor | None) -> None:
+        """Multiply by RoundedProduct from now on, with these outlier columns; None: dequantized again."""
+        rounded = outliers = None
+        if columns is not None:
+            rounded = torch.ones(self.in_features, dtype=torch.bool, device=columns.device)
+            rounded[columns] = False
+            outliers = self.weight[:, columns].contiguous()
+        for name, value in {"columns": columns, "rounded": rounded, "outliers": outliers}.items():
+            self.register_buffer(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        y = DequantizedProduct.apply(x.to(dtype), self.weight, self.SCB)
+        if self.columns is None:
+            y = DequantizedProduct.apply(x.to(dtype), self.weight, self.SCB)
+        else:
+            flat = x.to(dtype).reshape(-1, self.in_features)
+            y = RoundedProduct.apply(
+                flat, self.weight, self.SCB, self.columns, self.rounded, self.outliers
+            ).view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias.to(dtype)
 
 

@@ -43,6 +43,8 @@ class PreferenceModel(nn.Module):
         self.model = model
         self.score = score
         self.residual_dtype = residual_dtype
+        # --matmul int8: the fingerprint of its outlier columns, "" where it would do harm; else None
+        self.int8_columns: str | None = None
         # The FastPath (fast/path.py: micro_batches, logits, accumulate_) where one is used; None: this
         # forward
         self.fast = None

@@ -4,6 +4,9 @@
     packing.py            rows one after the other, without padding
     attention.py          causal attention over packed rows: the definition, and PyTorch's flash attention
     fused_linear.py       int8 weights and LoRA as one product
+    int8_product.py       --matmul int8: int8 activations times int8 weights, LoRA in the same product
+    int8_kernels.py       that product in Triton, for any GPU
+    hopper_kernels.py     the same for an H100's own instructions
     softcap_kernels.py    soft-capped attention as three Triton kernels
     softcap_tiles.py      the blocks of rows that these kernels work on
     recompute.py          layers that are computed again in the backward, where memory is short

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minarena.fast.int8_product import RoundedLoraProduct, rounded_product
 from minarena.int8 import Int8Linear
 from minarena.lora import LoRALinear
 
@@ -27,7 +28,9 @@ def project(
     are one product.
     """
     first, widths = linears[0], [base_of(linear).out_features for linear in linears]
-    if not isinstance(first, LoRALinear):  # a layer below --freeze-layers
+    if base.columns is not None:
+        outputs = project_rounded(linears, base, x, seed, widths)
+    elif not isinstance(first, LoRALinear):  # a layer below --freeze-layers
         outputs = F.linear(x, dequantized(base.weight, base.SCB, x.dtype)).split(widths, dim=1)
     else:
         A = (torch.cat([linear.lora_A.weight for linear in linears]) * first.scaling).to(x.dtype)  # (n R, in)
@@ -41,6 +44,22 @@ def project(
     if base.bias is None:
         return outputs
     return [y + bias.to(y.dtype) for y, bias in zip(outputs, base.bias.split(widths), strict=True)]
+
+
+def project_rounded(
+    linears: Sequence[nn.Module], base: Int8Linear, x: Tensor, seed: Tensor | None, widths: list[int]
+) -> Sequence[Tensor]:
+    """`project` where the base rounds its inputs to int8, too; the bias is the caller's."""
+    first = linears[0]
+    weights = base.weight, base.SCB, base.columns, base.rounded, base.outliers
+    if not isinstance(first, LoRALinear):
+        return rounded_product(x, x[:, :0], x.new_empty(sum(widths), 0), *weights, widths)
+    A = (torch.cat([linear.lora_A.weight for linear in linears]) * first.scaling).to(x.dtype)  # (n R, in)
+    B = torch.cat([linear.lora_B.weight for linear in linears]).to(x.dtype)  # (out, R)
+    u = F.linear(x if seed is None else hash_dropout(x, first.dropout.p, seed), A)  # (N, n R)
+    if torch.is_grad_enabled():
+        return RoundedLoraProduct.apply(x, u, B, *weights, widths)
+    return rounded_product(x, u, B, *weights, widths)
 
 
 def hash_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
@@ -104,6 +123,7 @@ def fuse_weights_(linears: Sequence[nn.Module]) -> Int8Linear:
     bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
     CB, SCB = (torch.cat([getattr(base, name) for base in bases]) for name in ("weight", "SCB"))
     both, start = Int8Linear(CB, SCB, bias), 0
+    both.round_inputs_(bases[0].columns)  # one input, so the same columns
     for base in bases:
         part = slice(start, start + base.out_features)
         base.weight, base.SCB = both.weight[part], both.SCB[part]

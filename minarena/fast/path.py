@@ -68,8 +68,12 @@ def why_not(backbone: nn.Module, dtype: torch.dtype) -> str:
         return "its attention is causal"
     if getattr(config, "attention_dropout", 0):
         return "it has no dropout on attention"
-    named = (m for name, m in backbone.named_modules() if name.rpartition(".")[2] in PROJECTIONS)
-    return "" if all(isinstance(base_of(m), Int8Linear) for m in named) else "it needs --matmul dequant"
+    bases = [base_of(m) for name, m in backbone.named_modules() if name.rpartition(".")[2] in PROJECTIONS]
+    if not all(isinstance(base, Int8Linear) for base in bases):
+        return "it needs --matmul dequant or int8"
+    if any(b.columns is not None and (b.in_features % 16 or b.out_features % 16) for b in bases):
+        return "its int8 product takes matrices whose sides are multiples of 16"
+    return ""
 
 
 def use_fast_path_(model: nn.Module) -> None:
@@ -82,6 +86,7 @@ def use_fast_path_(model: nn.Module) -> None:
     # masks, and even the dequantized weights (16.6 GB at 9B). Without them it keeps the fewest bytes that
     # save every large product.
     partitioner.aggressive_recomputation = True
+    partitioner.is_non_builtin_to_include = True  # int8_product is a large product, too
     partitioner.ban_recompute_used_far_apart = False
     partitioner.ban_recompute_long_fusible_chains = False
     partitioner.ban_recompute_materialized_backward = False
@@ -93,8 +98,12 @@ def take_fast_path_(model: nn.Module, dtype: torch.dtype) -> None:
     reason = why_not(model.model, dtype)
     if reason:
         say(f"fast path off: {reason}")
-    else:
-        use_fast_path_(model)
+        return
+    use_fast_path_(model)
+    fused = model.model.layers[0].mlp.fused
+    large = fused.in_features >= 2048 and torch.cuda.get_device_capability() == (9, 0)  # measured there alone
+    if large and fused.columns is None and model.int8_columns is None:
+        say("faster on this GPU: --matmul int8 (1.4 times in training, 1.5 in inference at 9B)")
 
 
 def packed_logits(model: nn.Module, rows: Sequence[np.ndarray]) -> Tensor:

@@ -6,6 +6,7 @@
     tokenizer.py             a base's tokenizer, with tokenizer.json's own ids
     fingerprint.py           what a base is, by contents and not by name
     adapter.py               LoRA and head in PEFT's format
+    outliers.py              --matmul int8: the columns of a base that are not rounded
     durable.py, lock.py      a file is whole under its name, or it is not there; one command a folder
     checkpoint.py, resume.py what a run saves, and going on with it
     run.py                   a run's folder: claim, log, checkpoints, result

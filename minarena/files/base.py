@@ -13,17 +13,20 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import nn
 
 from minarena.files.durable import read_record
 from minarena.files.fingerprint import fingerprint
+from minarena.files.outliers import GUARD_ROWS, LARGEST_ERROR, use_int8_product_
 from minarena.files.shards import TEXT_PART, Stored, match_tensors, open_shards, require_numbers
 from minarena.files.tokenizer import check_vocabulary, ids_differ_from_transformers, load_tokenizer
 from minarena.int8 import use_dequantized_
 from minarena.lora import is_projection, require_projections
 from minarena.model import PreferenceModel, residual_dtype, soft_cap
 from minarena.runtime.console import first_line, say
+from minarena.text import encode
 from minarena.tiny import write_tiny
 
 # Models that read pictures, too, and whose text part computes what the text model alone computes
@@ -187,7 +190,7 @@ def load_backbone(
     for module in backbone.modules():
         if type(module) is nn.Linear:  # a projection that an 8-bit folder keeps in floats
             module.to(dtype)
-    if matmul == "dequant":
+    if matmul != "llm-int8":
         use_dequantized_(backbone)
     return backbone.requires_grad_(False)
 
@@ -259,3 +262,20 @@ def check_length(config, max_length: int) -> None:
     limit = getattr(config, "max_position_embeddings", max_length)
     if max_length > limit:
         say(f"--max-length {max_length} is above the base's {limit} positions (max_position_embeddings)")
+
+
+def round_activations_(
+    model: PreferenceModel, tokenizer, table: pd.DataFrame, max_length: int, truncation: str
+) -> None:
+    """--matmul int8, before LoRA is put on: find the base's outlier columns, use them if that is harmless.
+
+    table: rows of the run. Where the last hidden state of the first of them changes by more than LLM.int8
+    would change it, the run goes on with dequantized weights; a line says what was decided.
+    """
+    rows = encode(tokenizer, table.head(GUARD_ROWS), max_length, truncation)
+    model.int8_columns, error = use_int8_product_(model.model, tokenizer, rows)
+    found = f"--matmul int8 changes the last hidden state of {len(rows)} rows by {error:.3f}"
+    if not model.int8_columns:
+        say(f"{found}, LLM.int8 by about {LARGEST_ERROR}: this run goes on with --matmul dequant")
+    else:
+        say(f"{found} (LLM.int8: about {LARGEST_ERROR}); outlier columns {model.int8_columns}")

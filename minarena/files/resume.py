@@ -28,7 +28,7 @@ from minarena.runtime.console import first_line, say
 
 OPTIONS = {field.name: field for field in fields(TrainConfig)}
 # What does not decide the result, beside such options; `path` is compared once the base is loaded
-NOT_COMPARED = {"world_size", "path", "token_budget_used"}
+NOT_COMPARED = {"world_size", "path", "token_budget_used", "int8_columns"}
 
 
 def check_same_options(out: str, options: dict) -> dict:

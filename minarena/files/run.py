@@ -168,18 +168,22 @@ class Run:
             reason = "its ids were those of transformers' class, now they are tokenizer.json's"
             raise ValueError(f"--resume: --model {name}: {reason}: begin a new run")
 
-    def record_computing(self, path: str, token_budget: int) -> None:
-        """Record what is known once the base is loaded: the path (fast or reference) and the token budget.
+    def record_computing(self, model: nn.Module, token_budget: int) -> None:
+        """Record what is known once the base is loaded: path (fast or reference), token budget, int8 columns.
 
-        Raises ValueError where --resume would change the path: the two round in other places.
+        Raises ValueError where --resume would change the path or the columns: they round in other places.
         """
-        self.record |= {"path": path, "token_budget_used": token_budget}
+        path, int8_columns = "fast" if model.fast else "reference", model.int8_columns
+        self.record |= {"path": path, "token_budget_used": token_budget, "int8_columns": int8_columns}
         if self.resumed is None:
             if self.writes:
                 write_record(self.out, self.record)
         elif self.resumed.get("path", path) != path:
             before = self.resumed["path"]
             raise ValueError(f"--resume: the run was begun on the {before} path, this is the {path} one")
+        elif self.resumed.get("int8_columns") != int8_columns:
+            before, now = (str(x or "none") for x in (self.resumed.get("int8_columns"), int8_columns))
+            raise ValueError(f"--resume: the outlier columns of --matmul int8 were {before}, now {now}")
 
     def start_(
         self, model: nn.Module, optimizer, adapter: AdapterConfig, config: TrainConfig, compute: Compute
