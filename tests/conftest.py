@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 # Before torch and transformers are imported. One thread: the models are tiny, and two threads that wait for
@@ -22,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 from helpers import CPU, adapted, write_pairs
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, configuration, settings
 
 import infer
 from minarena.ensemble import predict
@@ -32,6 +33,8 @@ from minarena.model import AdapterConfig, PreferenceModel
 from minarena.tiny import byte_tokenizer, demo_pairs, write_tiny
 
 REPOSITORY = Path(__file__).parent.parent
+# hypothesis would put a folder of examples beside the code, which may be read-only
+configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"hypothesis-{os.getuid()}")
 settings.register_profile("long", max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -52,6 +55,23 @@ def alike_everywhere(request, monkeypatch):
     torch.manual_seed(0)
     if not request.node.get_closest_marker("gpu"):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture(scope="session")
+def empty_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("empty")
+
+
+@pytest.fixture(autouse=True)
+def working_folder(empty_folder, monkeypatch):
+    """Every test begins in an empty folder and leaves it empty: what the README's commands left beside the
+    code (runs/, submission.csv, report.html) decides nothing, and no test leaves files in a checkout."""
+    monkeypatch.chdir(empty_folder)
+    yield
+    left = sorted(path.name for path in empty_folder.iterdir())
+    for path in empty_folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert not left, f"left in the working folder: {left}"
 
 
 @pytest.fixture(scope="session")
