@@ -94,7 +94,7 @@ def start(folder: Path, name: str, script: str, *words: str) -> subprocess.Popen
     # each import is listed on stderr: test_house.py counts what `train.py --swap` walks through
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(REPOSITORY / script), *words]
-    with open(folder / f"{name}.out", "w") as out, open(folder / f"{name}.err", "w") as err:
+    with open(folder / f"{name}.out", "wb") as out, open(folder / f"{name}.err", "wb") as err:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err)
 
 
@@ -131,8 +131,13 @@ def demo(trainings):
         if name == "infer":
             words = ["--adapter", "runs/ab", "runs/ba", "--probs", "probs.csv"]
             started[name] = start(folder, name, "infer.py", *words)
-        assert started[name].wait() == 0, f"{name}: {(folder / f'{name}.err').read_text()[-2000:]}"
-    said = {name: [(folder / f"{name}.{end}").read_text() for end in ("out", "err")] for name in started}
+        assert started[name].wait() == 0, (
+            f"{name}: {(folder / f'{name}.err').read_text(encoding='utf-8')[-2000:]}"
+        )
+    said = {
+        name: [(folder / f"{name}.{end}").read_text(encoding="utf-8") for end in ("out", "err")]
+        for name in started
+    }
     return folder, {name: (json.loads(out.splitlines()[-1]), err) for name, (out, err) in said.items()}
 
 
@@ -149,7 +154,7 @@ def runs(tiny, tmp_path_factory) -> list[str]:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
         save_adapter(folder, model, config, tiny)
         record = {"model": tiny, "order": order, "max_length": 400, "truncation": "left", "matmul": "dequant"}
-        (folder / "train_config.json").write_text(json.dumps(record))
+        (folder / "train_config.json").write_text(json.dumps(record), encoding="utf-8")
         folders.append(str(folder))
     return folders
 
