@@ -44,7 +44,7 @@ def read_pairs(
         if left == 0:
             break
         table, read = read_file(path, ties, left, bar)
-        tables.append(table.set_index(table["row"].to_numpy() - 1 + rows).assign(file=str(path)))
+        tables.append(table.set_index(table["row"].to_numpy() - 1 + rows).assign(file=printable(str(path))))
         rows += read
     table = pd.concat(tables)
     double = table["id"].duplicated()
