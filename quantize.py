@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> dict:
             }
             record |= {"projections": summary(errors), "last_hidden_state": hidden, "matrices": errors}
             record |= {"versions": {name: version(name) for name in RECORDED}, "commit": commit()}
-            (aside / "quantization.json").write_text(json.dumps(record, indent=2) + "\n")
+            (aside / "quantization.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     size = sum(file.stat().st_size for file in Path(config.out).iterdir())
     table(record)
     say(f"{config.model} -> {config.out}: {size / 1e9:.2f} GB, {seconds:.0f} s.")

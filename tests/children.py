@@ -150,7 +150,10 @@ def run_ranks(size: int, script: str, words: list[str], folder: Path, faults: di
         child.join(max(0, end - time.monotonic()))
         child.kill()
         child.join()
-    return [(child.exitcode, (folder / f"said{rank}").read_text()) for rank, child in enumerate(started)]
+    return [
+        (child.exitcode, (folder / f"said{rank}").read_text(encoding="utf-8"))
+        for rank, child in enumerate(started)
+    ]
 
 
 def as_rank(rank: int, size: int, port: int, fault=None, *arguments) -> None:

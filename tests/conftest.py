@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 # Before torch and transformers are imported. One thread: the models are tiny, and two threads that wait for
@@ -22,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import torch
 from helpers import CPU, adapted, write_pairs
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, configuration, settings
 
 import infer
 from minarena.ensemble import predict
@@ -32,6 +33,8 @@ from minarena.model import AdapterConfig, PreferenceModel
 from minarena.tiny import byte_tokenizer, demo_pairs, write_tiny
 
 REPOSITORY = Path(__file__).parent.parent
+# hypothesis would put a folder of examples beside the code, which may be read-only
+configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"hypothesis-{os.getuid()}")
 settings.register_profile("long", max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -55,6 +58,23 @@ def alike_everywhere(request, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def empty_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("empty")
+
+
+@pytest.fixture(autouse=True)
+def working_folder(empty_folder, monkeypatch):
+    """Every test begins in an empty folder and leaves it empty: what the README's commands left beside the
+    code (runs/, submission.csv, report.html) decides nothing, and no test leaves files in a checkout."""
+    monkeypatch.chdir(empty_folder)
+    yield
+    left = sorted(path.name for path in empty_folder.iterdir())
+    for path in empty_folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert not left, f"left in the working folder: {left}"
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> str:
     return write_tiny(str(tmp_path_factory.mktemp("tiny")))
 
@@ -74,7 +94,7 @@ def start(folder: Path, name: str, script: str, *words: str) -> subprocess.Popen
     # each import is listed on stderr: test_house.py counts what `train.py --swap` walks through
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(REPOSITORY / script), *words]
-    with open(folder / f"{name}.out", "w") as out, open(folder / f"{name}.err", "w") as err:
+    with open(folder / f"{name}.out", "wb") as out, open(folder / f"{name}.err", "wb") as err:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err)
 
 
@@ -111,8 +131,13 @@ def demo(trainings):
         if name == "infer":
             words = ["--adapter", "runs/ab", "runs/ba", "--probs", "probs.csv"]
             started[name] = start(folder, name, "infer.py", *words)
-        assert started[name].wait() == 0, f"{name}: {(folder / f'{name}.err').read_text()[-2000:]}"
-    said = {name: [(folder / f"{name}.{end}").read_text() for end in ("out", "err")] for name in started}
+        assert started[name].wait() == 0, (
+            f"{name}: {(folder / f'{name}.err').read_text(encoding='utf-8')[-2000:]}"
+        )
+    said = {
+        name: [(folder / f"{name}.{end}").read_text(encoding="utf-8") for end in ("out", "err")]
+        for name in started
+    }
     return folder, {name: (json.loads(out.splitlines()[-1]), err) for name, (out, err) in said.items()}
 
 
@@ -129,7 +154,7 @@ def runs(tiny, tmp_path_factory) -> list[str]:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
         save_adapter(folder, model, config, tiny)
         record = {"model": tiny, "order": order, "max_length": 400, "truncation": "left", "matmul": "dequant"}
-        (folder / "train_config.json").write_text(json.dumps(record))
+        (folder / "train_config.json").write_text(json.dumps(record), encoding="utf-8")
         folders.append(str(folder))
     return folders
 

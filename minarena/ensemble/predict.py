@@ -23,7 +23,7 @@ from minarena.ensemble.parts import PART, store_part, stored_part
 from minarena.files.adapter import load_adapter_
 from minarena.files.durable import read_record
 from minarena.model import PreferenceModel
-from minarena.runtime.console import say
+from minarena.runtime.console import printable, say
 from minarena.runtime.memory import predict_on_all_ranks
 from minarena.step import Compute
 from minarena.text import encode
@@ -158,7 +158,7 @@ def one_pass(
                 load_adapter_(base.model, adapter.folder)
                 loaded = True
             ids = encode(base.tokenizer, rows, base.max_length, base.truncation)
-            label = f"{adapter.folder} {order}"
+            label = f"{printable(adapter.folder)} {order}"  # of a progress bar, too
             if len(view) > PART:
                 label += f", rows from {start:,}"
             names = rows["id"].tolist()

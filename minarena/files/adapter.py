@@ -61,7 +61,9 @@ def save_adapter(folder: str | Path, model: nn.Module, config: AdapterConfig, ba
     Path(folder).mkdir(parents=True, exist_ok=True)
     tensors = {PREFIX + name: tensor.contiguous() for name, tensor in adapter_tensors(model).items()}
     save_file(tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
-    (Path(folder) / "adapter_config.json").write_text(json.dumps(peft_config, indent=2) + "\n")
+    (Path(folder) / "adapter_config.json").write_text(
+        json.dumps(peft_config, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -98,7 +100,7 @@ def head_kind(folder: str | Path, tensors: dict[str, Tensor]) -> str:
 def read_peft(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
     """PEFT's settings as stored, the tensors by our names, on the CPU; ValueError if either is unusable."""
     try:
-        stored = json.loads((Path(folder) / "adapter_config.json").read_text())
+        stored = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(Path(folder) / "adapter_model.safetensors")
     except (OSError, ValueError, SafetensorError, RecursionError) as error:
         pickled = (Path(folder) / "adapter_model.bin").exists()

@@ -22,7 +22,7 @@ import pandas as pd
 
 from minarena.data import TEXTS, swapped
 from minarena.files.layouts import from_chosen, layout, shown
-from minarena.runtime.console import first_line, say
+from minarena.runtime.console import first_line, printable, say
 
 ROWS = 4096
 COIN_SEED = 0xFACED  # not --seed: every command must deal a file alike, or labels could not be joined by id
@@ -44,7 +44,7 @@ def read_pairs(
         if left == 0:
             break
         table, read = read_file(path, ties, left, bar)
-        tables.append(table.set_index(table["row"].to_numpy() - 1 + rows).assign(file=str(path)))
+        tables.append(table.set_index(table["row"].to_numpy() - 1 + rows).assign(file=printable(str(path))))
         rows += read
     table = pd.concat(tables)
     double = table["id"].duplicated()
@@ -69,7 +69,12 @@ def read_file(path: str, ties: str | None, limit: int | None, bar) -> tuple[pd.D
             if convert is None:
                 convert, columns = layout(frame, path), frame.columns
                 size = Path(path).stat().st_size
-                look = {"desc": f"read {Path(path).name}", "unit": "B", "unit_scale": True, "disable": None}
+                look = {
+                    "desc": f"read {printable(Path(path).name)}",
+                    "unit": "B",
+                    "unit_scale": True,
+                    "disable": None,
+                }
                 progress = bar and bar(total=size, **look)
             frame = frame.reindex(columns=columns).assign(row=range(rows + 1, rows + len(frame) + 1))
             rows += len(frame)

@@ -71,7 +71,7 @@ def open_shards(folder: str) -> dict[str, Stored]:
     index, files, promised = Path(folder) / INDEX, [WHOLE], {}
     if index.exists():
         try:
-            promised = json.loads(index.read_text())["weight_map"]
+            promised = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             files = sorted(set(promised.values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"--model {index}: not a usable index: {error!r}") from error
@@ -217,4 +217,4 @@ def write_index(folder: Path, shards: dict[str, list[Layout]]) -> None:
         where = {layout.name: file for file, layouts in shards.items() for layout in layouts}
         size = sum(layout.bytes() for layouts in shards.values() for layout in layouts)
         index = {"metadata": {"total_size": size}, "weight_map": where}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -20,22 +20,23 @@ from minarena.rows import Rows
 
 
 def say(*lines: str) -> None:
-    """Print for people, on stderr: stdout's last line is the command's JSON object."""
-    print(*lines, sep="\n", file=sys.stderr)
+    """Print for people, on stderr: stdout's last line is the command's JSON object. Any line may quote the
+    data: no character of it moves a terminal's cursor or colours it."""
+    for line in "\n".join(lines).split("\n"):
+        print(printable(line), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Any text as one line that a terminal shows as text: `?` for line ends, escapes, turned directions."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error, or its kind where it says nothing; printable, so safe in a
-    terminal."""
+    """The first line of a library's error, or its kind where it says nothing, as printable text."""
     line, *more = (str(error).strip() or type(error).__name__).splitlines()
     if line.endswith(":") and more:
         line += " " + more[0].strip()
     return printable(line)  # some quote the bytes of a damaged file
-
-
-def printable(text: str) -> str:
-    """Any text, such as the name of a file, as one line that cannot move a terminal's cursor or colour it."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def run_command(main: Callable, again: str = "nothing was written") -> None:
@@ -70,7 +71,7 @@ def plain_bars() -> None:
 def by_language(table: pd.DataFrame) -> str:
     """` (301 English, 200 Chinese, 99 in 12 others)`; nothing where no language is known."""
     counts = table.get("language", pd.Series(dtype=str)).value_counts()
-    named = [f"{count:,} {language}" for language, count in counts[:6].items()]
+    named = [f"{count:,} {printable(str(language))}" for language, count in counts[:6].items()]
     if len(counts) > 6:
         named.append(f"{counts[6:].sum():,} in {len(counts) - 6} others")
     return f" ({', '.join(named)})" if named else ""

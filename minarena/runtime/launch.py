@@ -51,8 +51,8 @@ def run_rank(command: Callable, arguments: tuple, rank: int, size: int) -> None:
     watcher = threading.Thread(target=watch, args=(before, ring, store.clone(), ending), daemon=True)
     watcher.start()
     if rank:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for good)
-        sys.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (read when it ends by an option)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for good)
+        sys.stderr = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (read when it ends by an option)
     try:
         command(*arguments)
         ranks.barrier(ring)  # rank 0 may still be writing

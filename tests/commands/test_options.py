@@ -9,6 +9,7 @@ training loop hands to its step, text by text. The cut itself is in test_snip.py
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import CPU, TEXTS, adapted, counted, one_step, rows_of_all_lengths, write_pairs
+from sklearn.metrics import log_loss
 
 import infer
 import train
@@ -52,6 +54,51 @@ def test_uncertain_is_all_for_the_rows_nearest_a_half_and_none_for_the_others(
     assert calls == [23, 23, 7, 7]
     swapped = [f"{runs[0]} ba (30% of the rows)", f"{runs[1]} ab (30% of the rows)"]
     assert sorted(result["passes"]) == sorted([f"{runs[0]} ab", f"{runs[1]} ba", *swapped])
+
+
+def test_weights_count_for_the_uncertain_rows_too(runs, alone, tmp_path):
+    table = rows_of_all_lengths()
+    data = write_pairs(tmp_path / "rows.csv", table)
+    outs = ["--out", str(tmp_path / "s.csv"), "--probs", str(tmp_path / "p.parquet")]
+    words = ["--adapter", *runs, "--data", data, "--weights", "1", "4", *outs]
+    infer.main([*words, "--tta", "uncertain", "--tta-fraction", "0.3"])
+    p = pd.read_parquet(tmp_path / "p.parquet").set_index("id")["winner_model_a"]
+    rows = {row["id"]: row for row in table.to_dict("records")}
+    own = {i: 0.2 * alone(row, 0, "ab") + 0.8 * alone(row, 1, "ba") for i, row in rows.items()}
+    nearest = sorted(own, key=lambda i: abs(own[i] - 0.5))[:7]  # 0.3 of 23 rows
+    equal = []
+    for i in nearest:
+        first, second = ((alone(rows[i], n, "ab") + alone(rows[i], n, "ba")) / 2 for n in (0, 1))
+        own[i] = 0.2 * first + 0.8 * second
+        equal.append((first + second) / 2)
+    for i, expected in own.items():
+        assert p[i] == pytest.approx(expected, abs=1e-5)
+    assert max(abs(p[i] - without) for i, without in zip(nearest, equal, strict=True)) > 1e-3
+
+
+def test_an_adapter_trained_on_both_orders_is_the_mean_of_both_beside_any_other(
+    runs, alone, tmp_path, capsys
+):
+    """Its two passes share its one weight: with a weight each P would go up to 2."""
+    both = tmp_path / "both"
+    shutil.copytree(runs[1], both)
+    record = json.loads((both / "train_config.json").read_text())
+    (both / "train_config.json").write_text(json.dumps({**record, "order": "both"}))
+    table = rows_of_all_lengths(9)
+    data = write_pairs(tmp_path / "rows.csv", table)
+    outs = ["--out", str(tmp_path / "s.csv"), "--probs", str(tmp_path / "p.parquet")]
+    for adapters, more, weights in (
+        ([str(both)], [], (0, 1)),
+        ([runs[0], str(both)], [], (0.5, 0.5)),
+        ([runs[0], str(both)], ["--weights", "3", "1"], (0.75, 0.25)),
+    ):
+        result = infer.main(["--adapter", *adapters, "--data", data, *more, *outs])
+        assert result["passes"][-2:] == [f"{both} ab", f"{both} ba"]
+        p = pd.read_parquet(tmp_path / "p.parquet").set_index("id")["winner_model_a"]
+        for row in table.to_dict("records"):
+            mean = (alone(row, 1, "ab") + alone(row, 1, "ba")) / 2
+            expected = weights[0] * alone(row, 0, "ab") + weights[1] * mean
+            assert p[row["id"]] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_loss_is_the_weighted_mean_and_its_gradient_too(tiny):
@@ -126,6 +173,24 @@ def test_a_weight_without_pseudo_labels_and_pseudo_labels_without_people_are_ref
     rows[["id", *TEXTS, "winner"]].to_parquet(tmp_path / "p.parquet")
     with pytest.raises(ValueError, match="the held-out part has no rows"):
         train.main(f"--model {tiny} --data {tmp_path}/p.parquet --n-splits 4 --out {tmp_path}/run".split())
+
+
+def test_the_standard_errors_of_training_are_over_prompts(tiny, pairs_file, tmp_path):
+    """Twelve held-out rows about three prompts: taken as twelve independent rows the error is another."""
+    held_out = demo_pairs(12, seed=4, held_out=True)
+    held_out["prompt"] = [f"{number % 3}?" for number in range(12)]
+    valid = write_pairs(tmp_path / "valid.parquet", held_out)
+    words = (
+        f"--model {tiny} --data {pairs_file} --limit 8 --eval-data {valid} --lora-r 4 --out {tmp_path}/run"
+    )
+    figures = train.main(words.split())["eval"]
+    table = pd.read_parquet(tmp_path / "run" / "eval.parquet")
+    for order, column in (("ab", "p_a_ab"), ("ba", "p_a_ba"), ("mean", "p_a")):
+        loss = np.array([log_loss([y], [p], labels=[0, 1]) for y, p in table[["label", column]].to_numpy()])
+        off = [(loss - loss.mean())[number::3].sum() for number in range(3)]
+        by_hand = np.sqrt(3 / 2 * np.sum(np.square(off))) / 12
+        assert figures[order]["log_loss_se"] == pytest.approx(by_hand, rel=1e-6)
+        assert abs(loss.std(ddof=1) / np.sqrt(12) / by_hand - 1) > 0.05
 
 
 def test_ties_are_left_out_or_labelled_one_half(tiny, pairs_file, tmp_path, capsys):

@@ -27,7 +27,14 @@ from transformers import (
 
 from minarena.batching import collate
 from minarena.files.base import base_folder, load_backbone
-from minarena.model import AdapterConfig, PreferenceModel, attach_adapter_, default_dtype, pool_last
+from minarena.model import (
+    AdapterConfig,
+    PreferenceModel,
+    attach_adapter_,
+    default_dtype,
+    make_head,
+    pool_last,
+)
 from minarena.optim import trainable
 
 PAD, EOS = 0, 1
@@ -173,6 +180,23 @@ def test_head_and_logits_are_fp32_under_autocast(tiny):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = logits_of(model, rows())
     assert logits.dtype == torch.float32 and seen == [torch.float32]
+
+
+def test_the_heads_second_dropout_stands_before_gelu():
+    """Dropout scales what it keeps, and GELU is no straight line: behind GELU the numbers would be others."""
+    torch.manual_seed(3)
+    head = make_head("mlp", 16, 0.5).train()
+    first, _, second = (head[i] for i in (1, 2, -1))
+    pooled = torch.randn(5, 16)
+    torch.manual_seed(4)
+    found = head(pooled)
+    torch.manual_seed(4)  # the same two masks, by hand
+    kept = torch.nn.functional.dropout(torch.ones_like(pooled), 0.5)  # 0 or 2
+    inner = first(pooled * kept)
+    inner = inner * torch.nn.functional.dropout(torch.ones_like(inner), 0.5)
+    expected = second(0.5 * inner * (1 + torch.erf(inner / 2**0.5)))
+    torch.testing.assert_close(found, expected)
+    assert (inner == 0).any() and (inner != 0).any()
 
 
 def test_the_compute_dtype_on_a_cpu_is_fp32():

@@ -97,6 +97,19 @@ def test_no_character_is_torn_apart():
         assert "\ufffd" not in shown and len(MARK.findall(shown)) == 3
 
 
+@pytest.mark.parametrize("character", ["a", "é", "中", "🍕"])
+def test_the_number_in_the_mark_is_right_when_a_character_of_several_tokens_stands_at_the_cut(character):
+    """One token a byte: the missing tokens are the bytes of the missing characters, to the last one."""
+    size = len(character.encode())
+    for length in range(300, 309):  # the cut meets every byte of a character
+        texts = (character * 90, character * 120, character * 150)
+        shown = parts_of(middle(byte_tokenizer(), length, *texts))
+        for full, part in zip(texts, shown, strict=True):
+            [number] = map(int, MARK.findall(part))
+            left = len(MARK.sub("", part))
+            assert number == size * (len(full) - left)
+
+
 def test_swapping_the_responses_swaps_what_is_kept_of_them():
     tokenizer = byte_tokenizer()
     table = pairs(("p" * 500, "a" * 700, "b" * 300))
