@@ -20,7 +20,7 @@ from test_layouts import chosen_rows, jsonl
 from tqdm import tqdm
 
 from minarena.data import split
-from minarena.files import pairs
+from minarena.files import formats
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import fix_texts, repaired
 from minarena.tiny import demo_pairs
@@ -45,10 +45,9 @@ def test_rows_that_teach_nothing_are_counted_by_reason_and_kept_for_inference(tm
     said = capsys.readouterr().err
     assert list(dropped["id"]) == ["0", "8"]
     reasons = "2 with an empty prompt; 2 with an empty response; 1 with equal responses"
-    assert (
-        said
-        == f"{path}: competition layout, 9 rows read, 2 used; {reasons}; 2 ties (--ties half keeps them)\n"
-    )
+    columns = "a=response_a b=response_b id=id prompt=prompt winner=winner"
+    used = f"9 rows read, 2 used; {reasons}; 2 ties (--ties half keeps them)"
+    assert said == f"{path}: two answers ({columns}), {used}\n"
     half = read_pairs([path], ties="half")
     assert list(half["id"]) == ["0", "5", "6", "8"] and list(half["label"]) == [1, 0.5, 0.5, 0]
     assert list(read_pairs([path])["id"]) == [str(i) for i in range(9)]
@@ -94,12 +93,12 @@ def test_reading_in_small_pieces_changes_nothing(ending, tmp_path, monkeypatch):
         frame.to_parquet(path) if ending == ".parquet" else frame.to_csv(path, index=False)
     whole = read_pairs([str(path)])
     assert whole["prompt"].tolist() == [row["prompt"] for row in rows]
-    monkeypatch.setattr(pairs, "ROWS", 7)
+    monkeypatch.setattr(formats, "ROWS", 7)
     pd.testing.assert_frame_equal(read_pairs([str(path)]), whole)
 
 
 def test_a_wrong_cell_in_a_later_piece_is_named_by_its_row_in_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "ROWS", 7)
+    monkeypatch.setattr(formats, "ROWS", 7)
     row = {"prompt": "q", "response_a": "A", "response_b": "B", "winner": "model_a"}
     rows = [{"id": i, **row} for i in range(30)]
     del rows[23]["prompt"]
@@ -108,10 +107,10 @@ def test_a_wrong_cell_in_a_later_piece_is_named_by_its_row_in_the_file(tmp_path,
 
 
 def test_a_line_that_is_cut_in_a_later_piece_is_named_by_its_row_in_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "ROWS", 7)
+    monkeypatch.setattr(formats, "ROWS", 7)
     (tmp_path / "x.csv").write_text("id,prompt,response_a,response_b\n" + "1,q,a,b\n" * 22 + "1,q\n")
     with pytest.raises(ValueError, match="row 23: 2 cells, the header has 4"):
-        list(pairs.read_frames(str(tmp_path / "x.csv")))
+        list(formats.read_frames(str(tmp_path / "x.csv")))
 
 
 def test_the_bar_reaches_the_size_of_the_file(tmp_path):
