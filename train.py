@@ -26,10 +26,10 @@ from minarena.fast.path import take_fast_path_
 from minarena.fast.recompute import fit_layers_
 from minarena.files.adapter import load_adapter_, read_adapter
 from minarena.files.base import check_folder, load_base
-from minarena.files.durable import file_record
-from minarena.files.pairs import read_pairs
+from minarena.files.pairs import READING, as_typed, read_pairs
 from minarena.files.repair import repaired
 from minarena.files.run import Run, save_results
+from minarena.files.sources import records
 from minarena.metrics import scores
 from minarena.model import DTYPES, AdapterConfig, attach_adapter_, default_dtype
 from minarena.optim import lr_at, make_optimizer
@@ -38,6 +38,12 @@ from minarena.runtime.console import describe_data, plain_bars, print_plan, prin
 from minarena.runtime.launch import launch
 from minarena.runtime.memory import predict_on_all_ranks, retry_on_oom_
 from minarena.runtime.signals import catch_stop_signals
+from minarena.runtime.warn import (
+    check_disjoint,
+    refuse_one_sided,
+    say_shared_prompts,
+    say_unknown_characters,
+)
 from minarena.step import Compute, make_compute, train_step
 from minarena.text import pad_id
 from minarena.tiny import DEMO_LR, DEMO_ROWS, HELD_OUT_ROWS, demo_pairs
@@ -56,6 +62,7 @@ def main(argv: list[str] | None = None) -> dict:
     pairs, held_out = (repaired(table, ranks=world.local_size) for table in (pairs, held_out))
     model, adapter, tokenizer, compute = build(config, device)
     run.record_path("fast" if model.fast else "reference")
+    say_unknown_characters(tokenizer, pairs, held_out)
     optimizer = make_optimizer(model, config.weight_decay)
     rows, held_out = encode_rows(tokenizer, pairs, config), encode_both_orders(tokenizer, held_out, config)
     del pairs  # texts are no longer needed, and those of 600,000 rows are gigabytes
@@ -125,7 +132,8 @@ def resolve(config: TrainConfig, world: World) -> torch.device:
 def record_of(config: TrainConfig, pairs: pd.DataFrame, device: torch.device, world: World) -> dict:
     """What train_config.json says of the run, beside versions, commit and path."""
     files = [*config.data, config.eval_data] if config.eval_data else config.data
-    record = asdict(config) | {"data_files": [file_record(path) for path in files], "rows": len(pairs)}
+    record = asdict(config) | {"data_files": records(files), "rows": len(pairs)}
+    record |= {"reading": READING} if "chosen" in pairs else {}
     return record | {"device": device.type, "world_size": world.size}
 
 
@@ -134,16 +142,15 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not config.data:
         pairs = demo_pairs(DEMO_ROWS, config.seed).head(config.limit or DEMO_ROWS)
         return pairs, demo_pairs(HELD_OUT_ROWS, config.seed, held_out=True)
-    pairs = read_pairs(config.data, config.limit, config.ties, tqdm)
+    pairs = read_pairs(config.data, config.limit, config.ties, tqdm, **as_typed(vars(config)))
     if config.pseudo_weight != 1 and "pseudo" not in pairs:
         raise ValueError(f"--pseudo-weight {config.pseudo_weight}: no file of --data has pseudo-labels")
     if config.eval_data:
-        held_out = read_pairs([config.eval_data], bar=tqdm)  # all rows: what is measured stays the same
-        shared = sorted(set(pairs["id"]) & set(held_out["id"]))
-        if shared:
-            raise ValueError(f"--eval-data {config.eval_data}: id {shared[0]!r} is in --data, too")
+        # all rows: what is measured stays the same
+        held_out = read_pairs([config.eval_data], bar=tqdm, **as_typed(vars(config)))
+        check_disjoint(pairs, held_out, config.eval_data)
     else:
-        pairs, held_out = split(pairs, config.n_splits, config.fold)
+        pairs, held_out = split(pairs, config.n_splits, config.fold, config.split_by)
     for table, name in ((pairs, "--data"), (held_out, "the held-out part")):
         if not len(table):
             remedy = "see what was left out, --n-splits, --fold, --limit, --ties; or give --eval-data"
@@ -151,6 +158,8 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
         unknown = table["id"][table["label"].isna()]
         if len(unknown):
             raise ValueError(f"{name}: no winner for id {unknown.iloc[0]!r}: training needs a column winner")
+    refuse_one_sided(pairs, config.order)
+    say_shared_prompts(pairs, held_out)
     return pairs, held_out
 
 

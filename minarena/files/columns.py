@@ -1,6 +1,6 @@
 """Which column of a file is what: all spellings as data, and the way out where they do not tell.
 
-    form, columns = columns_of(head, {"winner": "vote"}, path)      answers, {"prompt": "question", "a": ..}
+    form, columns = columns_of(head, {"winner": "vote"}, path, True)    answers, {"prompt": "question", ..}
 
 A name counts without case, spaces and signs. Two answers are a pair of names: a word of ANSWERS and two sides
 of SIDES, in either order (response_a and response_b, answer1 and answer2, human_ref_A and human_ref_B). A new
@@ -80,10 +80,12 @@ def inside(cell, steps: list[str]):
     return cell
 
 
-def columns_of(head: pd.DataFrame, given: dict[str, str], path: str) -> tuple[str, dict[str, str]]:
+def columns_of(
+    head: pd.DataFrame, given: dict[str, str], path: str, training: bool
+) -> tuple[str, dict[str, str]]:
     """(a form of FORMS, key -> column) by the names of a file's columns.
 
-    given: --columns, which win over every spelling. Raises ValueError that names the way out.
+    given: --columns, which win over every spelling. training: a label is needed. Raises ValueError that names the way out.
     """
     for key, name in given.items():
         if name not in head and name.partition(".")[0] not in head:
@@ -101,7 +103,7 @@ def columns_of(head: pd.DataFrame, given: dict[str, str], path: str) -> tuple[st
         form = "many"
     else:
         raise ValueError(missing(head, path, known, [key for key in ("a", "b") if key not in known]))
-    if form == "answers" and not verdict and "label" in known:
+    if training and form == "answers" and not verdict and "label" in known:
         why = f"column {known['label']}: which answer a value of it means is not known"
         option = f"--columns winner={known['label']} --winner-words a=WORD b=WORD"
         raise ValueError(f"{path}: {why}: {option} says it")

@@ -1,6 +1,6 @@
 """The columns of a file -> the table of pairs of data.py, in three independent steps.
 
-    reading = reading_of(head, path, columns, words)     what the columns are, by the first rows of a file
+    reading = reading_of(head, path, ..)     what the columns are, by the first rows of a file
     table = table_of(frame, reading)                     its next rows: texts (cells.py), verdicts
 
 Which columns (columns.py), how a text is written (cells.py), and how the verdict is (verdicts.py): each is
@@ -45,12 +45,14 @@ class Reading:
     repeats: bool = False
 
 
-def reading_of(head: pd.DataFrame, path: str, given: dict[str, str], words: dict[str, str]) -> Reading:
+def reading_of(
+    head: pd.DataFrame, path: str, given: dict[str, str], words: dict[str, str], training: bool
+) -> Reading:
     """head: the first rows of the file. given, words: --columns, --winner-words."""
     double = head.columns[head.columns.duplicated()]
     if len(double):
         raise ValueError(f"{path}: column {double[0]}: stands there twice")
-    form, columns = columns_of(head, given, path)
+    form, columns = columns_of(head, given, path, training)
     sides, told = SIDES[form], {key: column(head, name).tolist() for key, name in columns.items()}
     texts = [key for key in (*CONTEXT, *sides) if key in told]
     rest = [cell for key in texts if key in ("prompt", *sides) for cell in told[key]]
@@ -110,8 +112,8 @@ def table_of(frame: pd.DataFrame, r: Reading) -> pd.DataFrame:
     table |= {"language": column(frame, r.columns["language"])} if "language" in r.columns else {}
     if "id" in r.columns:
         table["id"] = each(frame, r, "id", identifier, "no id")
-        table["number"] = [isinstance(cell, int) for cell in column(frame, r.columns["id"])]
-        if PART in frame:
+        table["number"] = [type(cell) is int and abs(cell) < 2**63 for cell in column(frame, r.columns["id"])]
+        if r.form == "many" or r.lists:
             table["id"] = [f"{i}-{part}" for i, part in zip(table["id"], frame[PART], strict=True)]
             table["number"] = False
     else:

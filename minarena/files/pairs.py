@@ -16,9 +16,10 @@ import pandas as pd
 
 from minarena.data import TEXTS
 from minarena.files.formats import read_frames
-from minarena.files.layouts import ROW, Reading, reading_of, table_of, told
+from minarena.files.layouts import ROW, reading_of, table_of, told
 from minarena.files.sources import data_files
 from minarena.runtime.console import say
+from minarena.runtime.warn import say_one_sided
 
 HEAD = 1000  # rows by which the reading of a file is decided, however few are read at a time
 # Version of what is recorded where chosen / rejected files are read: 1 dealt their sides by the row's number
@@ -50,9 +51,18 @@ def read_pairs(
         rows += read
     table = with_unique_ids(pd.concat(tables), training=ties is not None)
     table.attrs["integer_ids"] = bool(table["number"].all())
+    if "chosen" in table:
+        say(
+            "model_a is the chosen answer or the rejected one, by a hash of the texts (infer.py --probs: p_chosen)"
+        )
     unknown = [name for name in ("chosen", "language") if name in table and table[name].isna().all()]
     unknown += [] if table["pseudo"].any() else ["pseudo"]
     return table.drop(columns=["file", "row", "made_id", "number", *unknown])
+
+
+def as_typed(options: dict) -> dict:
+    """--columns and --winner-words of a config's or a record's options, as read_pairs takes them."""
+    return {name: options.get(name, []) for name in ("columns", "winner_words")}
 
 
 def by_key(given: dict[str, str] | list[str]) -> dict[str, str]:
@@ -72,7 +82,7 @@ def read_file(
     if not first:
         raise ValueError(f"{path}: no rows")
     head = pd.concat([rows for rows, _ in first], ignore_index=True).head(HEAD)
-    reading = reading_of(head, path, columns, words)
+    reading = reading_of(head, path, columns, words, training=ties is not None)
     look = {"desc": f"read {Path(path).name}", "unit": "B", "unit_scale": True, "disable": None}
     parts, unused, progress = [], Counter(), bar and bar(total=Path(path).stat().st_size, **look)
     try:
@@ -98,28 +108,9 @@ def read_file(
     reasons = "".join(f"; {count:,} {reason}" for reason, count in unused.items() if count)
     what, left = told(reading, head)
     say(f"{path}: {what}, {rows:,} rows read, {len(table):,} used{reasons}{left}")
-    say_one_sided(table, reading)
+    if reading.form == "answers":
+        say_one_sided(table, path, reading.columns)
     return table, rows
-
-
-def say_one_sided(table: pd.DataFrame, reading: Reading) -> None:
-    """Winners that all stand on one side are a sign that the sides mean something."""
-    winners = hard_winners(table)
-    share = max(winners.mean(), 1 - winners.mean()) if len(winners) else 0
-    if share > 0.9 and len(winners) >= 10:
-        side, other = ("b", "a") if winners.mean() < 0.5 else ("a", "b")
-        names = f"chosen={reading.columns[side]} rejected={reading.columns[other]}"
-        say(
-            f"{reading.path}: {reading.columns[side]} wins {share:.0%} of the rows (if that is no chance: --columns {names})"
-        )
-
-
-def hard_winners(table: pd.DataFrame) -> pd.Series:
-    """1 or 0 of each row that has a winner, by people, on sides that are the file's own."""
-    own = table["chosen"].isna() if "chosen" in table else True
-    return table["label"][
-        table["label"].isin((0, 1)) & own & ~table.get("pseudo", pd.Series(False, table.index))
-    ]
 
 
 def usable(table: pd.DataFrame, ties: str, unused: Counter) -> pd.DataFrame:

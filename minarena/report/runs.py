@@ -18,7 +18,7 @@ from minarena.batching import steps_per_epoch
 from minarena.data import TEXTS
 from minarena.files.base import check_folder, load_tokenizer
 from minarena.files.durable import file_record, read_record
-from minarena.files.pairs import read_frames, read_pairs
+from minarena.files.pairs import as_typed, read_frames, read_pairs
 from minarena.files.repair import repaired
 from minarena.files.resume import read_log
 from minarena.runtime.console import first_line
@@ -76,7 +76,11 @@ def know_rows_(one: Run, more: list[pd.DataFrame]) -> None:
     try:
         if files and record["data_files"] != [file_record(path) for path in files]:
             raise ValueError(f"{' or '.join(files)} was changed since the training")
-        table = read_pairs(files) if files else demo_pairs(len(ids), record["seed"], held_out=True)
+        table = (
+            read_pairs(files, **as_typed(record))
+            if files
+            else demo_pairs(len(ids), record["seed"], held_out=True)
+        )
         known.append(table.set_index("id"))
     except (OSError, ValueError) as error:
         one.note += f"{first_line(error)}. "
