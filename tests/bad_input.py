@@ -45,10 +45,6 @@ def without(column: str) -> bytes:
     return jsonl({name: cell for name, cell in ROW.items() if name != column})
 
 
-def without_winner() -> dict:
-    return {name: cell for name, cell in ROW.items() if name != "winner"}
-
-
 def zstd(content: bytes) -> bytes:
     return pa.compress(content, codec="zstd", asbytes=True)
 
@@ -147,11 +143,6 @@ REFUSED = [
         "renamed.csv",
         HEAD.replace(b"response_a", b"answer_a") + GOOD,
         ["missing: a, b", "--columns a=answer_a b=response_b"],
-    ),
-    (
-        "label.jsonl",
-        jsonl({**without_winner(), "label": 1}),
-        ["column label", "--columns winner=label --winner-words"],
     ),
     (
         "one-answer.jsonl",

@@ -36,7 +36,7 @@ PAIRS = {  # two keys -> (words, sides)
     ("vote_a", "vote_b"): ("winnermodel winner win", SIDES),
 }
 NAMES = {  # key -> its names; the first that a file has is taken
-    "id": "id uid uuid questionid conversationid promptid pairid comparisonid sampleid exampleid rowid idx index",
+    "id": "id uid uuid questionid conversationid promptid pairid comparisonid sampleid exampleid idx index",
     "language": "language lang",
     "system": "system systemprompt systemmessage",
     "history": "context history trajectory",
@@ -44,8 +44,8 @@ NAMES = {  # key -> its names; the first that a file has is taken
     "input": "input",
     "dialogue": "messages conversation conversations",  # where nothing else holds the prompt
     "turn": "turn",
-    "winner": "winner winnermodel verdict preferred preferredresponse preferredanswer preference humanpreference"
-    " origpreference betterresponseid betterresponse betterid better choice vote selected chosen",
+    "winner": "winner winnermodel verdict preferred preferredresponse preference humanpreference choice vote"
+    " origpreference betterresponseid betterresponse betterid better selected chosen",
     "strength": "preferencestrength overallpreference",
     "vote_tie": "winnertie tie",
     "label": "label labels target gold",
@@ -85,7 +85,8 @@ def columns_of(
 ) -> tuple[str, dict[str, str]]:
     """(a form of FORMS, key -> column) by the names of a file's columns.
 
-    given: --columns, which win over every spelling. training: a label is needed. Raises ValueError that names the way out.
+    given: --columns, which win over every spelling. training: a label is needed. Raises ValueError that
+    names the way out.
     """
     for key, name in given.items():
         if name not in head and name.partition(".")[0] not in head:
@@ -131,9 +132,9 @@ def matched(names: Iterable[tuple[str, str]], given: dict[str, str]) -> dict[str
 def missing(head: pd.DataFrame, path: str, known: dict[str, str], lacks: list[str]) -> str:
     """Why a file cannot be read: the nearest layout, what it lacks of it, and the --columns that would do."""
     names, guess = {squeeze(name): name for name in head.columns}, matched(leaves(head), known)
-    for key, side in (("a", 0), ("b", 1)):
-        half = [w + sides[side] for w in ANSWERS.split() for sides in SIDES if w + sides[side] in names]
-        guess = {key: names[word] for word in half[:1]} | guess
+    for word in ANSWERS.split():  # answer_a and response_b: no pair, and yet no riddle
+        halves = {"a": [word + a for a, _ in SIDES], "b": [word + b for _, b in SIDES]}
+        guess = {k: names[half] for k, side in halves.items() for half in side if half in names} | guess
     keys, layout = ["prompt", "a", "b", "winner"], "two answers a and b with a winner"
     if known.keys() & {"chosen", "rejected"}:
         keys, layout = ["prompt", "chosen", "rejected"], "chosen and rejected answers"

@@ -2,8 +2,8 @@
 
     for frame, position in read_frames("pairs.jsonl.gz"): ...      KINDS, also compressed (COMPRESSED)
 
-A line or cell of more than LIMIT bytes ends in one line, so that no file of a few bytes fills the memory. What
-it does not do: know what the columns mean (layouts.py), or find files (sources.py).
+A line or cell of more than LIMIT bytes ends in one line, so that no file of a few bytes fills the memory.
+What it does not do: know what the columns mean (layouts.py), or find files (sources.py).
 """
 
 import bz2
@@ -56,8 +56,8 @@ def endings(path: str) -> tuple[str, str]:
 
 
 def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
-    """(the next ROWS rows with the file's own columns, bytes of the file read so far); what the file holds must be
-    what its ending says."""
+    """(the next ROWS rows with the file's own columns, bytes of the file read so far); what the file holds
+    must be what its ending says."""
     ending, zipped = endings(path)
     if ending not in KINDS:
         known = f"known are {', '.join(KINDS)}, also with {', '.join(COMPRESSED)}"
@@ -139,7 +139,7 @@ def csv_rows(stream) -> tuple[list[str], Iterator[list[str]]]:
 
 
 def json_rows(stream) -> tuple[None, Iterator[dict]]:
-    """One object a line; or an array of them, or objects over several lines, where the first line is no object."""
+    """One object a line; where the first line is no object, an array or objects over several lines."""
     begun, text = [], lines(stream)
     if not stream.peek(64)[:64].removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
         begun = [next((line for line in text if line.strip()), "")]
@@ -157,7 +157,7 @@ def whole_object(found) -> dict:
 
 
 def elements(stream, text: str) -> Iterator:
-    """The elements of a JSON array, or objects one after the other; what is not decoded yet is all that is held.
+    """The elements of a JSON array, or objects one after the other; only what is not decoded yet is held.
     text: what was read already."""
     decode, place = codecs.getincrementaldecoder("utf-8-sig")().decode, 0
 

@@ -19,36 +19,34 @@ import pandas as pd
 
 from minarena.data import TEXTS
 from minarena.files import cells
-from minarena.files.columns import CONTEXT, SCORES, column, columns_of, missing, squeeze
-from minarena.files.verdicts import verdicts, winner_words
+from minarena.files.columns import CONTEXT, column, columns_of, missing
+from minarena.files.verdicts import against_best, verdicts, winner_words
 
 ROW = "(row)"  # the column of a frame with the row's number in the file
 PART = "(part)"  # and of a spread one with the number of the pair in its row
 TOLD = {"answers": "two answers", "chosen": "chosen and rejected", "many": "several answers a prompt"}
 SIDES = {"answers": ("a", "b"), "chosen": ("chosen", "rejected"), "many": ()}  # of a form
-ANSWER_KEYS = ("response", "answer", "text", "output", "completion", "content", "generation")
 ERRORS = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError, StopIteration)
 
 
 @dataclass
 class Reading:
     """How a file is read. form: of TOLD. columns: key -> column. kinds: key -> cells.kind_of. words: what the
-    column winner may say. lists: chosen and rejected are lists of answers. repeats: answers begin with the
-    prompt."""
+    column winner may say. several: answers to a prompt. repeats: whether answers begin with the prompt."""
 
     path: str
     form: str
     columns: dict[str, str]
     kinds: dict[str, str]
     words: dict[str, float]
-    lists: bool = False
-    repeats: bool = False
+    several: bool
+    repeats: bool
 
 
 def reading_of(
     head: pd.DataFrame, path: str, given: dict[str, str], words: dict[str, str], training: bool
 ) -> Reading:
-    """head: the first rows of the file. given, words: --columns, --winner-words."""
+    """head: the first rows of the file. given, words: --columns, --winner-words. training: labels count."""
     double = head.columns[head.columns.duplicated()]
     if len(double):
         raise ValueError(f"{path}: column {double[0]}: stands there twice")
@@ -69,59 +67,48 @@ def reading_of(
             del columns[key]
     if not spoken and not set(CONTEXT) & set(columns):
         raise ValueError(missing(head, path, columns, ["prompt"]))
-    several = (
-        form == "chosen"
-        and lists
-        and all(map(is_turns, lists))
-        and not any(map(is_turns, read.get("prompt", [])))
-    )
-    reading = Reading(
-        path, form, columns, kinds, winner_words(columns, words) if form == "answers" else {}, bool(several)
-    )
-    if sides and len(head) > 1 and {kinds.get(key) for key in ("prompt", *sides)} == {"text"}:
-        rows = zip(*(told[key] for key in ("prompt", *sides)), strict=True)
-        reading.repeats = all(strings(*row) and row[0].strip() and begin_with(*row) for row in rows)
-    return reading
+    turns = any(map(is_turns, read.get("prompt", [])))
+    several = form == "many" or (form == "chosen" and lists != [] and all(map(is_turns, lists)) and not turns)
+    rows = zip(*(told.get(key, []) for key in ("prompt", *sides)), strict=False)
+    plain = sides and len(head) > 1 and {kinds.get(key) for key in ("prompt", *sides)} == {"text"}
+    repeats = bool(plain) and all(strings(*row) and begin_with(*row) for row in rows)
+    words = winner_words(columns, words) if form == "answers" else {}
+    return Reading(path, form, columns, kinds, words, several, repeats)
 
 
 def table_of(frame: pd.DataFrame, r: Reading) -> pd.DataFrame:
-    """frame: the file's own columns, and ROW. Beside data.py's columns the table has row, made_id (whether the
-    id is made of the texts) and number (whether the file's id is an integer)."""
-    if r.form == "many" or r.lists:
+    """frame: the file's own columns, and ROW. Beside data.py's columns the table has row, made_id (whether
+    the id is made of the texts) and number (whether the file's id is an integer)."""
+    if r.several:
         frame, better, worse, label = spread(frame, r)
-        prompt, better, worse = texts_of(frame, r, better, worse)
     else:
-        prompt, better, worse = texts_of(frame, r, *(each(frame, r, side) for side in SIDES[r.form]))
+        better, worse = (each(frame, r, side) for side in SIDES[r.form])
         label = 1 - equal_scores(frame, r) / 2
-    table = {
-        "id": None,
-        "prompt": prompt,
-        "response_a": better,
-        "response_b": worse,
-        "label": label,
-        "pseudo": False,
-    }
+    table = {"id": None} | dict(zip(TEXTS, texts_of(frame, r, better, worse), strict=True))
+    table |= {"label": label, "pseudo": False, "row": frame[ROW], "number": False}
     if r.form == "answers":
         table["label"], table["pseudo"] = verdicts(frame, r.columns, r.words, partial(each, frame, r))
     else:  # which side the chosen answer stands on is a matter of the texts alone
-        first = np.array([throws_a(*row) for row in zip(prompt, better, worse, strict=True)], bool)
-        both = [(x, y) if a else (y, x) for x, y, a in zip(better, worse, first, strict=True)]
-        table |= {"response_a": [a for a, _ in both], "response_b": [b for _, b in both]}
-        table |= {"label": np.where(first, label, 1 - label), "chosen": first.astype(float)}
-    table |= {"row": frame[ROW], "made_id": "id" not in r.columns, "number": False}
-    table |= {"language": column(frame, r.columns["language"])} if "language" in r.columns else {}
+        rows = list(zip(*(table[text] for text in TEXTS), strict=True))
+        is_a = np.array([throws_a(*row) for row in rows], bool)
+        table["response_a"] = [row[1] if a else row[2] for row, a in zip(rows, is_a, strict=True)]
+        table["response_b"] = [row[2] if a else row[1] for row, a in zip(rows, is_a, strict=True)]
+        table |= {"label": np.where(is_a, label, 1 - label), "chosen": is_a.astype(float)}
+    if "language" in r.columns:
+        table["language"] = column(frame, r.columns["language"])
     if "id" in r.columns:
-        table["id"] = each(frame, r, "id", identifier, "no id")
+        table["id"] = ids = each(frame, r, "id", identifier, "no id")
         table["number"] = [type(cell) is int and abs(cell) < 2**63 for cell in column(frame, r.columns["id"])]
-        if r.form == "many" or r.lists:
-            table["id"] = [f"{i}-{part}" for i, part in zip(table["id"], frame[PART], strict=True)]
-            table["number"] = False
+        if r.several:
+            table |= {
+                "id": [f"{i}-{part}" for i, part in zip(ids, frame[PART], strict=True)],
+                "number": False,
+            }
     else:
-        table["id"] = [
-            digest(*row, size=10).hex() for row in zip(*(table[text] for text in TEXTS), strict=True)
-        ]
+        rows = zip(*(table[text] for text in TEXTS), strict=True)
+        table["id"] = [digest(*row, size=10).hex() for row in rows]
     dtypes = dict.fromkeys(("id", *TEXTS), "str") | {"label": float}
-    return pd.DataFrame(table, index=frame.index).astype(dtypes)
+    return pd.DataFrame(table | {"made_id": "id" not in r.columns}, index=frame.index).astype(dtypes)
 
 
 def digest(*texts: str, size: int) -> bytes:
@@ -138,20 +125,21 @@ def throws_a(prompt: str, better: str, worse: str) -> bool:
 def texts_of(frame: pd.DataFrame, r: Reading, a: list, b: list) -> tuple[list, list, list]:
     """(prompts, the first answers, the second ones) of what the cells say."""
     context = [key for key in CONTEXT if key in r.columns]
-    needed = context == ["prompt"] and strings(*a)
-    parts = [each(frame, r, key, needed=needed) for key in context]
-    if needed and strings(*parts[0], *b):  # the usual case: three columns of text
-        starts = [prompt.strip() if r.repeats else "" for prompt in parts[0]]
-        return parts[0], *(
-            [text.removeprefix(start) for text, start in zip(side, starts, strict=True)] for side in (a, b)
-        )
+    texts = r.several or all(r.kinds[side] == "text" for side in SIDES[r.form])
+    parts = [each(frame, r, key, needed=texts and context == ["prompt"]) for key in context]
+    if texts and context == ["prompt"] and r.kinds["prompt"] == "text":  # the usual case: three texts
+        if r.repeats:
+            a, b = (
+                [text.removeprefix(start.strip()) for start, text in zip(*parts, side, strict=True)]
+                for side in (a, b)
+            )
+        return parts[0], a, b
     turns = column(frame, r.columns["turn"]) if "turn" in r.columns else [None] * len(frame)
     rows = []
     for row, *told, one, other, turn in zip(frame[ROW], *parts, a, b, turns, strict=True):
         if is_turns(one) != is_turns(other):
-            raise ValueError(
-                f"{r.path}: row {row}, column {r.columns[SIDES[r.form][1]]}: one answer has roles, the other none"
-            )
+            where = f"{r.path}: row {row}, column {r.columns[SIDES[r.form][1]]}"
+            raise ValueError(f"{where}: one answer has roles, the other none")
         talks = conversations(dict(zip(context, told, strict=True)), one, other)
         talks = [cells.up_to_answer(talk, int(turn)) for talk in talks] if str(turn).isdigit() else talks
         rows.append(cells.last_answers(*talks, parted=r.form != "answers"))
@@ -186,7 +174,7 @@ def strings(*values) -> bool:
 
 
 def begin_with(start: str, *texts: str) -> bool:
-    return all(text.startswith(start.strip()) for text in texts)
+    return start.strip() != "" and all(text.startswith(start.strip()) for text in texts)
 
 
 def null(cell) -> bool:
@@ -195,13 +183,8 @@ def null(cell) -> bool:
 
 def readable(told: list, kind: str) -> list:
     """What the cells that can be read say; whichever cannot is named when its row comes."""
-    found = []
-    for cell in told:
-        try:
-            found.append(cells.content(cell, kind))
-        except ERRORS:
-            continue
-    return found
+    content = partial(cells.content, kind=kind)
+    return [content(cell) for cell in told if converts(content, cell)]
 
 
 def equal_scores(frame: pd.DataFrame, r: Reading) -> np.ndarray:
@@ -213,7 +196,7 @@ def equal_scores(frame: pd.DataFrame, r: Reading) -> np.ndarray:
 
 
 def spread(frame: pd.DataFrame, r: Reading) -> tuple[pd.DataFrame, list, list, np.ndarray]:
-    """Several answers a row -> (a row for the best and each other one, the best, the others, P(the best wins))."""
+    """Several answers a row -> (a row a pair of the best and another, the best, the others, P(best wins))"""
     if r.form == "many":
         names = [r.columns[key] for key in ("many", "scores") if key in r.columns]
         pairs = each(
@@ -228,25 +211,6 @@ def spread(frame: pd.DataFrame, r: Reading) -> tuple[pd.DataFrame, list, list, n
     return frame.iloc[place].reset_index(drop=True).assign(**{PART: numbers}), better, worse, np.array(label)
 
 
-def against_best(cell: list | tuple) -> list[tuple[str, str, float]]:
-    """cell: answers with a score each, or (answers, scores)."""
-    answers, scores = cell if isinstance(cell, tuple) else (cell, [])
-    if not scores:
-        found = [{squeeze(key): value for key, value in answer.items()} for answer in answers]
-        key, name = (
-            next(key for key in keys if all(key in answer for answer in found))
-            for keys in (ANSWER_KEYS, [*SCORES.split(), "pmscore"])
-        )
-        answers = [answer[key] for answer in found]
-        scores = [-answer[name] if name == "rank" else answer[name] for answer in found]
-    texts, scores = [cells.plain_text(answer) for answer in answers], [float(score) for score in scores]
-    best = scores.index(max(scores))
-    rated = enumerate(zip(texts, scores, strict=True))
-    return [
-        (texts[best], text, 0.5 if score == scores[best] else 1.0) for i, (text, score) in rated if i != best
-    ]
-
-
 # ------------------------------------------------------------------------------ a cell -> its value, or raise
 
 
@@ -255,28 +219,39 @@ def each(
     r: Reading,
     key: str,
     convert: Callable | None = None,
-    problem: str = "",
-    *names: str,
-    needed: bool = True,
+    problem="",
+    *names,
+    needed=True,
 ) -> list:
-    """convert(cell) of a key's column, or of the cells of several; a cell on which it raises is a ValueError
-    that names the place. By default what the cell says; needed: a null, too, says nothing."""
-    names, values = names or (r.columns[key],), []
-    told = zip(*(column(frame, name) for name in names), strict=True)
-    for row, cell in zip(frame[ROW], told, strict=True):
-        try:
-            if convert:
-                values.append(convert(cell if len(names) > 1 else cell[0]))
-            else:
-                values.append("" if not needed and null(cell[0]) else cells.content(cell[0], r.kinds[key]))
-        except ERRORS as error:
-            gone = frame[ROW][
-                column(frame, names[0]).map(null).to_numpy(bool)
-            ]  # of [1, null] pandas makes floats
-            place = f"{r.path}: row {row if gone.empty else gone.iloc[0]}, column {names[0]}"
-            what = shown(cell[0]) if gone.empty else "null"
-            raise ValueError(f"{place}: {what} is {problem or cells.IS_NOT[r.kinds[key]]}") from error
-    return values
+    """convert(cell) of a key's column, or of the columns `names`; a cell on which it raises is a ValueError
+    that names the place. By default what the cell says, which needs not be something if not `needed`."""
+    name = names[0] if names else r.columns[key]
+    told = column(frame, name).tolist()
+    if names[1:]:
+        told = list(zip(*(column(frame, name) for name in names), strict=True))
+    if not convert:
+        kind, problem = r.kinds[key], cells.IS_NOT[r.kinds[key]]
+        said = cells.plain_text if kind == "text" else partial(cells.content, kind=kind)
+        convert = said if needed else lambda cell: "" if null(cell) else said(cell)
+    try:
+        return [convert(cell) for cell in told]
+    except ERRORS as error:  # which cell it was, the first that cannot be converted tells
+        place = next(i for i, cell in enumerate(told) if not converts(convert, cell))
+        gone = np.flatnonzero(
+            column(frame, name).map(null)
+        )  # of [1, null] pandas makes floats: null is to blame
+        cell = told[place][0] if names[1:] else told[place]
+        what = "null" if len(gone) else shown(cell)
+        row = frame[ROW].iloc[gone[0] if len(gone) else place]
+        raise ValueError(f"{r.path}: row {row}, column {name}: {what} is {problem}") from error
+
+
+def converts(convert: Callable, cell) -> bool:
+    try:
+        convert(cell)
+    except ERRORS:
+        return False
+    return True
 
 
 def shown(value) -> str:
@@ -295,12 +270,7 @@ def identifier(cell) -> str:
 
 def told(r: Reading, head: pd.DataFrame) -> tuple[str, str]:
     """(what a file was read as, with its columns; which were not used)"""
-    others = [
-        name
-        for name in head.columns
-        if name not in {name.partition(".")[0] for name in r.columns.values()} | {*r.columns.values()}
-    ]
-    return (
-        f"{TOLD[r.form]} ({' '.join(f'{key}={name}' for key, name in r.columns.items())})",
-        f"; not used: {', '.join(map(str, others))}" if others else "",
-    )
+    columns = " ".join(f"{key}={name}" for key, name in r.columns.items())
+    used = {part for name in r.columns.values() for part in (name, name.partition(".")[0])}
+    others = ", ".join(str(name) for name in head.columns if name not in used)
+    return f"{TOLD[r.form]} ({columns})", f"; not used: {others:.300}" if others else ""

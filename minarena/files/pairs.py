@@ -1,6 +1,6 @@
 """Files of any known layout -> the table of pairs of data.py, some thousand rows at a time.
 
-    read_pairs(["train.parquet", "shards/", "more.jsonl.gz"], ties="drop")      what --data may name: sources.py
+    read_pairs(["train.parquet", "shards/", "more.jsonl.gz"], ties="drop")      --data: sources.py
 
 Only ROWS rows at a time are Python objects; the table keeps its texts in Arrow's buffers, so that a file of
 any size is read in a few times its bytes. What the columns mean is known by layouts.py. Everything wrong with
@@ -52,9 +52,7 @@ def read_pairs(
     table = with_unique_ids(pd.concat(tables), training=ties is not None)
     table.attrs["integer_ids"] = bool(table["number"].all())
     if "chosen" in table:
-        say(
-            "model_a is the chosen answer or the rejected one, by a hash of the texts (infer.py --probs: p_chosen)"
-        )
+        say("model_a is the chosen answer or the other, by a hash of the texts (infer.py --probs: p_chosen)")
     unknown = [name for name in ("chosen", "language") if name in table and table[name].isna().all()]
     unknown += [] if table["pseudo"].any() else ["pseudo"]
     return table.drop(columns=["file", "row", "made_id", "number", *unknown])

@@ -27,7 +27,7 @@ from minarena.model import adapter_tensors
 from minarena.runtime.console import first_line, say
 
 OPTIONS = {field.name: field for field in fields(TrainConfig)}
-# What a record that lacks it counts as: the option's default, or of files the reading before `reading` was kept
+# What counts where a record lacks it: the option's default; the reading of chosen / rejected files had no key
 BEFORE = asdict(TrainConfig()) | {"reading": 1}
 # What does not decide the result, beside such options; `path` is compared once the base is loaded
 NOT_COMPARED = {"versions", "commit", "world_size", "path"}

@@ -1,7 +1,7 @@
 """What --data may name -> files: a file, a folder or quoted glob of shards, a data set of the hub.
 
     data_files("shards/")                     its files in order; a folder that `datasets` saved, too
-    data_files("hub:ORG/NAME:CONFIG:SPLIT")   fetched into the hub's cache: data files only, no code, no pickles
+    data_files("hub:ORG/NAME:CONFIG:SPLIT")   fetched into the hub's cache: data, never code or pickles
 
 Files or folders named train, test or validation are splits, which are never joined: one is named, or the
 command ends with their list.
@@ -13,19 +13,19 @@ from functools import cache
 from pathlib import Path
 
 from minarena.files.durable import file_record
-from minarena.files.formats import COMPRESSED, KINDS, endings
+from minarena.files.formats import KINDS, endings
 from minarena.runtime.console import first_line, say
 
 SPLIT = re.compile(r"(^|[^a-z])(train|training|test|testing|valid|validation|val|dev|eval|heldout)([^a-z]|$)")
 SHARD = re.compile(r"([-_.]?\d+)?([-_]of[-_]\d+)?$")
-INTERNAL = re.compile(
+INTERNAL = re.compile(r"(cache-|indices-|dataset_infos?\.json|dataset_dict\.json|state\.json|\.).*")  # of `datasets`
     r"(cache-.*|indices-.*|dataset_infos?|state|dataset_dict|\..*)"
 )  # what `datasets` keeps
 
 
 def data_files(argument: str) -> list[str]:
-    """The files of an argument of --data. Raises ValueError, in one line with what to do, where there are none
-    or several splits."""
+    """The files of an argument of --data. Raises ValueError, with what to do, where there are none, or
+    several splits."""
     if argument.startswith("hub:"):
         return hub_files(argument)
     if "://" in argument:
@@ -36,34 +36,26 @@ def data_files(argument: str) -> list[str]:
         )
     if Path(argument).is_dir():
         found = [str(path) for path in sorted(Path(argument).rglob("*")) if path.is_file()]
-        return of_one_split(argument, found, Path(argument))
+        return of_one_split(argument, found, argument)
     if not Path(argument).exists() and glob.has_magic(argument):
-        return of_one_split(argument, sorted(glob.glob(argument, recursive=True)), Path())
+        return of_one_split(argument, sorted(glob.glob(argument, recursive=True)))
     return [argument]
 
 
-def of_one_split(argument: str, files: list[str], folder: Path = Path()) -> list[str]:
+def of_one_split(argument: str, files: list[str], folder: str = "") -> list[str]:
     """Those that are data; ValueError where they are of several splits, folders or kinds."""
-    files = [file for file in files if endings(file)[0] in KINDS and not INTERNAL.fullmatch(stem(file))]
-    groups = {}
-    for file in files:
-        groups.setdefault(
-            (split_of(Path(file).relative_to(folder) if folder != Path() else Path(file)), endings(file)), []
-        ).append(file)
+    files = [file for file in files if endings(file)[0] in KINDS and not INTERNAL.match(Path(file).name)]
+    groups = {f"{split_of(file.removeprefix(folder))} ({''.join(endings(file))})": file for file in files}
     if not files:
-        raise ValueError(
-            f"{argument}: no data files there ({', '.join(KINDS)}, also with {', '.join(COMPRESSED)})"
-        )
+        raise ValueError(f"{argument}: no data files there ({', '.join(KINDS)})")
     if len(groups) > 1:
-        names = sorted({f"{split or '.'} ({kind}{zipped})" for split, (kind, zipped) in groups})
         how = (
-            "hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT"
+            "hub:NAME:SPLIT, hub:NAME:CONFIG:SPLIT"
             if argument.startswith("hub:")
-            else f"--data '{next(iter(groups.values()))[0]}', or a quoted glob"
+            else "a file, a quoted glob"
         )
-        raise ValueError(
-            f"{argument}: {', '.join(names)}: not joined, for a split is for training or for testing: name one: {how}"
-        )
+        why = "splits and folders are not joined: name one"
+        raise ValueError(f"{argument}: holds {', '.join(sorted(groups))}; {why} ({how})")
     return files
 
 
@@ -72,10 +64,10 @@ def stem(file: str) -> str:
     return SHARD.sub("", Path(file).name.lower().split(".")[0])
 
 
-def split_of(path: Path) -> str:
+def split_of(file: str) -> str:
     """The split that a file belongs to, with its folders; files without one are shards of their folder."""
-    parts = [part for part in path.parts[:-1]]
-    return "/".join([*parts, stem(path.name)] if SPLIT.search(stem(path.name)) else parts)
+    parts = [*Path(file).parts[:-1], *([stem(file)] if SPLIT.search(stem(file)) else [])]
+    return "/".join(parts).lstrip("/") or "."
 
 
 @cache  # one answer a process: what is read is what was recorded
@@ -92,11 +84,10 @@ def hub_files(argument: str) -> list[str]:
         if info:
             sizes = {file.rfilename: file.size or 0 for file in info.siblings}
             files = of_hub_split(argument, list(sizes), which)
-            say(
-                f"{argument}: {len(files)} files, {sum(map(sizes.get, files)) / 2**20:,.1f} MiB, revision {info.sha}"
-            )
+            size = sum(map(sizes.get, files)) / 2**20
+            say(f"{argument}: {len(files)} files, {size:,.1f} MiB, revision {info.sha}")
             patterns = [glob.escape(file) for file in files]
-            folder = snapshot_download(name, repo_type="dataset", revision=info.sha, allow_patterns=patterns)
+            folder = snapshot_download(name, repo_type="dataset", allow_patterns=patterns)
         else:
             there = [
                 str(path.relative_to(folder)) for path in sorted(Path(folder).rglob("*")) if path.is_file()
@@ -110,7 +101,7 @@ def hub_files(argument: str) -> list[str]:
 def of_hub_split(argument: str, files: list[str], which: list[str]) -> list[str]:
     """which: [], [SPLIT] or [CONFIG, SPLIT]: folders of a file, or its name without number and endings."""
     named = [file for file in sorted(files) if {*which} <= {*Path(file).parts[:-1], stem(file)}]
-    data = sorted({split_of(Path(file)) or "." for file in files if endings(file)[0] in KINDS})
+    data = sorted({split_of(file) for file in files if endings(file)[0] in KINDS})
     if which and not named:
         raise ValueError(f"no file of {':'.join(which)}; there are {', '.join(data) or 'no data files'}")
     return of_one_split(argument, named)

@@ -12,9 +12,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from minarena.files.columns import ANSWERS, SIDES, column, squeeze
+from minarena.files.cells import plain_text
+from minarena.files.columns import ANSWERS, SCORES, SIDES, column, squeeze
 
 TIES = "tie draw both equal same neither bothbad bothgood tiebothbad tiebothgood tieinconsistent"
+ANSWER_KEYS = "response answer text output completion content generation"
 VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 
@@ -24,13 +26,11 @@ def winner_words(columns: dict[str, str], given: dict[str, str]) -> dict[str, fl
     digits = tuple("".join(filter(str.isdigit, name)) for name in (a, b))
     known = dict.fromkeys(TIES.split(), 0.5)
     for x, y in [SIDES[0], *SIDES[3:], digits if digits in SIDES else SIDES[1]]:
-        words = (
-            ["", *ANSWERS.split(), "model", "option"]
-            if digits in SIDES or not x.isdigit()
-            else ANSWERS.split() + ["model"]
-        )
-        known |= {word + x: 1.0 for word in words} | {word + y: 0.0 for word in words}
-    known |= {a: 1.0, b: 0.0} | ({"1.0": 1.0, "2.0": 0.0} if digits == ("1", "2") else {})
+        words = f"{ANSWERS} model" if x.isdigit() and digits not in SIDES else f" {ANSWERS} model option"
+        known |= {word + x: 1.0 for word in words.split(" ")} | {word + y: 0.0 for word in words.split(" ")}
+    known |= {a: 1.0, b: 0.0, "model_a": 1.0, "model_b": 0.0} | (
+        {"1.0": 1.0, "2.0": 0.0} if digits == ("1", "2") else {}
+    )
     return known | {word: VALUES[key] for key, name in given.items() for word in (name, exact(name))}
 
 
@@ -63,7 +63,8 @@ def verdicts(
     if "winner" in columns:
         names = [columns[key] for key in ("winner", "model_a", "model_b") if key in columns]
         soft = np.array([is_pair(cell) for cell in column(frame, columns["winner"])], bool)
-        problem = f"neither {columns['a']} nor {columns['b']} nor a tie in any usual word: --winner-words a=WORD b=WORD"
+        problem = f"neither {columns['a']} nor {columns['b']} nor a tie in any usual word"
+        problem += ": --winner-words a=WORD b=WORD tie=WORD says which means which"
         problem = "not a pair of probabilities that add up to 1" if soft.all() else problem
         return np.array(each("winner", winner, problem, *names), float), soft
     if "strength" in columns:
@@ -95,3 +96,22 @@ def vote(cells: tuple) -> float:
     if sorted(votes) != [0] * (len(votes) - 1) + [1]:
         raise ValueError
     return votes[0] + sum(votes[2:]) / 2
+
+
+def against_best(cell: list | tuple) -> list[tuple[str, str, float]]:
+    """cell: answers with a score each, or (answers, scores)."""
+    answers, scores = cell if isinstance(cell, tuple) else (cell, [])
+    if not scores:
+        found = [{squeeze(key): value for key, value in answer.items()} for answer in answers]
+        key, name = [
+            next(key for key in keys.split() if all(key in answer for answer in found))
+            for keys in (ANSWER_KEYS, SCORES + " pmscore")
+        ]
+        answers = [answer[key] for answer in found]
+        scores = [-answer[name] if name == "rank" else answer[name] for answer in found]
+    texts, scores = [plain_text(answer) for answer in answers], [float(score) for score in scores]
+    best = scores.index(max(scores))
+    rated = enumerate(zip(texts, scores, strict=True))
+    return [
+        (texts[best], text, 0.5 if score == scores[best] else 1.0) for i, (text, score) in rated if i != best
+    ]

@@ -32,7 +32,7 @@ def line_of(command, words: list[str], monkeypatch) -> str:
     """What the command says when it stops; anything but one line is an error here."""
     monkeypatch.setattr(sys, "argv", ["/somewhere/command.py"])
     with pytest.raises(SystemExit) as stopped:
-        console.run(lambda: command.main(words))
+        console.run_command(lambda: command.main(words))
     assert stopped.value.__context__ is None and str(stopped.value).count("\n") == 0
     return str(stopped.value)
 
@@ -110,7 +110,8 @@ def test_from_the_shell_it_is_one_line_and_status_1(script, tmp_path, runs):
     ended = subprocess.run(
         [sys.executable, str(REPOSITORY / script), *words], capture_output=True, text=True, cwd=tmp_path
     )
-    reason = f"{path}: row 1, column winner: 'model_c' is neither response_a nor response_b nor a tie in any usual word: --winner-words a=WORD b=WORD"
+    reason = f"{path}: row 1, column winner: 'model_c' is neither response_a nor response_b nor a tie"
+    reason += " in any usual word: --winner-words a=WORD b=WORD tie=WORD says which means which"
     assert ended.returncode == 1 and ended.stdout == ""
     assert ended.stderr.splitlines()[-1] == f"{script}: {reason}" and "Traceback" not in ended.stderr
 

@@ -354,10 +354,10 @@ def test_numbers_count_beside_columns_that_are_numbered_so_and_nowhere_else(firs
     assert list(read_pairs([jsonl(tmp_path / "rows.jsonl", rows)])["label"]) == [1, 0, 1]
     for value in (2 - 2 * first, "-1", True, 0.5, None):
         path = jsonl(tmp_path / "bad.jsonl", [*rows, {**rows[0], "better_response_id": value}])
-        with pytest.raises(ValueError, match="row 4, column better_response_id: .* --winner-words a=WORD"):
+        with pytest.raises(ValueError, match=r"row 4, column better_response_id: .* --winner-words a=WORD"):
             read_pairs([path])
     for value in (0, 1, 2, 1.0, "1", "0"):
-        with pytest.raises(ValueError, match="row 1, column winner: .* --winner-words a=WORD b=WORD"):
+        with pytest.raises(ValueError, match=r"row 1, column winner: .* --winner-words a=WORD b=WORD"):
             read_pairs([jsonl(tmp_path / "ab.jsonl", [{**TEXTS["text"], "winner": value}])])
 
 
