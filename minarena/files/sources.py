@@ -18,9 +18,7 @@ from minarena.runtime.console import first_line, say
 
 SPLIT = re.compile(r"(^|[^a-z])(train|training|test|testing|valid|validation|val|dev|eval|heldout)([^a-z]|$)")
 SHARD = re.compile(r"([-_.]?\d+)?([-_]of[-_]\d+)?$")
-INTERNAL = re.compile(r"(cache-|indices-|dataset_infos?\.json|dataset_dict\.json|state\.json|\.).*")  # of `datasets`
-    r"(cache-.*|indices-.*|dataset_infos?|state|dataset_dict|\..*)"
-)  # what `datasets` keeps
+INTERNAL = re.compile(r"cache-|indices-|dataset_infos?\.json|dataset_dict\.json|state\.json|\.")
 
 
 def data_files(argument: str) -> list[str]:
@@ -73,26 +71,25 @@ def split_of(file: str) -> str:
 @cache  # one answer a process: what is read is what was recorded
 def hub_files(argument: str) -> list[str]:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     name, *which = argument.removeprefix("hub:").split(":")
+    cache = Path(HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}")
     try:
         try:
-            info = HfApi().dataset_info(name, files_metadata=True)
-        except (OfflineModeIsEnabled, ConnectionError):
-            info, folder = None, snapshot_download(name, repo_type="dataset", local_files_only=True)
-        if info:
-            sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-            files = of_hub_split(argument, list(sizes), which)
-            size = sum(map(sizes.get, files)) / 2**20
-            say(f"{argument}: {len(files)} files, {size:,.1f} MiB, revision {info.sha}")
-            patterns = [glob.escape(file) for file in files]
-            folder = snapshot_download(name, repo_type="dataset", allow_patterns=patterns)
-        else:
-            there = [
-                str(path.relative_to(folder)) for path in sorted(Path(folder).rglob("*")) if path.is_file()
-            ]
-            files = of_hub_split(argument, there, which)
+            info, folder = HfApi().dataset_info(name, files_metadata=True), ""
+            sizes, revision = {file.rfilename: file.size or 0 for file in info.siblings}, info.sha
+        except Exception:  # no network, or offline mode: what was fetched before will do
+            revision = (cache / "refs/main").read_text() if (cache / "refs/main").exists() else ""
+            folder = str(cache / "snapshots" / revision)
+            sizes = {str(path.relative_to(folder)): 0 for path in Path(folder).rglob("*") if path.is_file()}
+            if not (revision and sizes):
+                raise
+        files = of_hub_split(argument, sorted(sizes), which)
+        size = "from the cache" if folder else f"{sum(map(sizes.get, files)) / 2**20:,.1f} MiB"
+        say(f"{argument}: {len(files)} files, {size}, revision {revision}")
+        patterns = [glob.escape(file) for file in files]
+        folder = folder or snapshot_download(name, repo_type="dataset", allow_patterns=patterns)
     except Exception as error:  # huggingface_hub's own, its network library's and ours
         raise ValueError(f"--data {argument}: {first_line(error)}") from error
     return [f"{folder}/{file}" for file in files]
@@ -100,7 +97,7 @@ def hub_files(argument: str) -> list[str]:
 
 def of_hub_split(argument: str, files: list[str], which: list[str]) -> list[str]:
     """which: [], [SPLIT] or [CONFIG, SPLIT]: folders of a file, or its name without number and endings."""
-    named = [file for file in sorted(files) if {*which} <= {*Path(file).parts[:-1], stem(file)}]
+    named = [file for file in files if {*which} <= {*Path(file).parts[:-1], stem(file)}]
     data = sorted({split_of(file) for file in files if endings(file)[0] in KINDS})
     if which and not named:
         raise ValueError(f"no file of {':'.join(which)}; there are {', '.join(data) or 'no data files'}")
