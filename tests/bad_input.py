@@ -117,7 +117,7 @@ REFUSED = [
     ("really-gz.jsonl", gzip.compress(jsonl(ROW)), ["line 1 is not UTF-8"]),
     ("not-gz.jsonl.gz", jsonl(ROW), ["Not a gzipped file"]),
     ("pairs.txt", HEAD + GOOD, ["unknown ending '.txt'", ".parquet, .csv, .jsonl, .json", ".zst"]),
-    ("pairs.zip", b"PK", ["unknown ending '.zip'", "unzip it"]),
+    ("pairs.zip", b"PK", ["unknown ending '.zip'", "unpack it"]),
     ("pairs.pkl", b"x", ["pickles are never loaded"]),
     (
         "table.json",

@@ -28,7 +28,7 @@ ANSWERS = (
 ANSWERS += " continuation origresponse modelresponse modeloutput modelanswer assistant"
 SCORES = "overallscore score avgrating averagerating rating reward rank"
 PAIRS = {  # two keys -> (words, sides)
-    ("a", "b"): (ANSWERS, SIDES),
+    ("a", "b"): (f"{ANSWERS} ", SIDES),  # the last word is none: columns a and b
     ("chosen", "rejected"): (f" {ANSWERS}", BETTER),
     ("score_a", "score_b"): (SCORES, SIDES),
     ("score_chosen", "score_rejected"): (SCORES, BETTER),
@@ -135,6 +135,7 @@ def missing(head: pd.DataFrame, path: str, known: dict[str, str], lacks: list[st
     for word in ANSWERS.split():  # answer_a and response_b: no pair, and yet no riddle
         halves = {"a": [word + a for a, _ in SIDES], "b": [word + b for _, b in SIDES]}
         guess = {k: names[half] for k, side in halves.items() for half in side if half in names} | guess
+    guess = {"prompt": guess.get("history", guess.get("dialogue", "NAME"))} | guess
     keys, layout = ["prompt", "a", "b", "winner"], "two answers a and b with a winner"
     if known.keys() & {"chosen", "rejected"}:
         keys, layout = ["prompt", "chosen", "rejected"], "chosen and rejected answers"

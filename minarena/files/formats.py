@@ -16,10 +16,13 @@ import lzma
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
 import pandas as pd
+from pyarrow import ArrowInvalid, CompressedInputStream, ipc
+from pyarrow.parquet import ParquetFile
 
 from minarena.runtime.console import first_line
 
@@ -27,22 +30,13 @@ ROWS = 4096  # that are Python's objects at a time
 LIMIT = 2**28  # bytes of a line or cell
 BLOCK = 2**16  # characters of a .json array that are read at a time
 SPACE = re.compile(r"[ \t\r\n]*")
-WHAT_TO_DO = {
-    ".zip": "unzip it and name the file inside",
-    ".tar": "unpack it and name the folder",
-    ".xlsx": "save the sheet as .csv",
-    ".xls": "save the sheet as .csv",
-    ".pkl": "pickles are never loaded: save the table as .parquet",
-}
+WHAT_TO_DO = dict.fromkeys((".zip", ".tar", ".7z"), "unpack it, and name the file or folder inside")
+WHAT_TO_DO |= dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as .csv")
+WHAT_TO_DO |= dict.fromkeys((".pkl", ".pickle"), "pickles are never loaded: save the table as .parquet")
 
 
-def zstd(stream):
-    import pyarrow
-
-    return pyarrow.CompressedInputStream(stream, "zstd")
-
-
-COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": zstd}
+COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+COMPRESSED[".zst"] = partial(CompressedInputStream, compression="zstd")
 
 
 def opened(raw, zipped: str):
@@ -87,25 +81,26 @@ def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
 
 
 def parquet_rows(stream) -> tuple[list[str], Iterator[list]]:
-    from pyarrow.parquet import ParquetFile
-
     file = ParquetFile(stream)
     return file.schema_arrow.names, cells_of(file.iter_batches(ROWS))
 
 
 def arrow_rows(stream) -> tuple[list[str], Iterator[list]]:
     """Arrow's two formats: the one for files, and the stream that `datasets` saves to disk."""
-    from pyarrow import ArrowInvalid, ipc
-
     try:
         file = ipc.open_file(stream)
         batches = map(file.get_batch, range(file.num_record_batches))
     except ArrowInvalid:
         stream.seek(0)
         file = batches = ipc.open_stream(stream)
-    return file.schema.names, cells_of(
-        batch.slice(i, ROWS) for batch in batches for i in range(0, len(batch), ROWS)
-    )
+    return file.schema.names, cells_of(validated(batches))
+
+
+def validated(batches: Iterable) -> Iterator:
+    """A damaged batch would end the process where its cells are read, without an error."""
+    for batch in batches:
+        batch.validate(full=True)
+        yield from (batch.slice(i, ROWS) for i in range(0, len(batch), ROWS))
 
 
 def cells_of(batches: Iterable) -> Iterator[list]:

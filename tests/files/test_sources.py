@@ -93,7 +93,7 @@ def test_what_cannot_be_read_says_what_to_do(tmp_path):
     assert refusal("https://huggingface.co/datasets/org/name").endswith("--data hub:org/name")
     assert "no data files" in refusal(tmp_path)
     for name, words in [
-        ("a.zip", "unzip it"),
+        ("a.zip", "unpack it"),
         ("a.xlsx", "save the sheet as .csv"),
         ("a.pkl", "never loaded"),
     ]:

@@ -159,5 +159,5 @@ def test_data_and_eval_data_may_both_count_from_0(tmp_path):
     other = rows_file(tmp_path / "test.jsonl", 8, side, lambda i: f"another {i}")
     words = ["--lora-r", "2", "--out", str(tmp_path / "run")]
     assert train.main(["--data", path, "--eval-data", other, *words])["rows"] == 16
-    with pytest.raises(ValueError, match="--eval-data .*train.jsonl: id '0' is in --data, too"):
+    with pytest.raises(ValueError, match=r"--eval-data .*train.jsonl: id '0' is in --data, too"):
         train.main(["--data", path, "--eval-data", path, *words])
