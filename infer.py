@@ -24,8 +24,10 @@ from minarena.ensemble.parts import PART, open_parts
 from minarena.ensemble.predict import Predictor, TrainedAdapter, find_adapter, passes, predict_pairs
 from minarena.ensemble.pseudo_labels import check, distilled, unlabelled, write_labels
 from minarena.fast.path import take_fast_path_
-from minarena.files.base import check_folder, load_base
+from minarena.files.base import base_fingerprint, check_folder, ids_changed, load_base
 from minarena.files.durable import TMP_SUFFIX, file_record, write_whole
+from minarena.files.fingerprint import differences
+from minarena.files.lock import unlock_folder
 from minarena.files.pairs import READING, as_typed, read_pairs
 from minarena.files.repair import repaired
 from minarena.files.sources import data_files, records
@@ -48,17 +50,19 @@ def main(argv: list[str] | None = None) -> dict:
     for path in [out, config.probs] if config.probs else [out]:
         inputs = [file for name in (*config.data, *config.exclude) for file in data_files(name)]
         check_writable(path, inputs, world)
-    if out == config.probs:
-        raise ValueError(f"--probs {out} is the other output's file, too: give another name")
+    if config.probs and Path(out).resolve() == Path(config.probs).resolve():
+        raise ValueError(f"--probs {config.probs} is the other output's file, too: give another name")
     if config.distill:
         table, p_a = distilled(config)
         result, parts = {"runs": config.distill, "seconds": 0.0}, None
     else:
         adapters = [find_adapter(argument) for argument in config.adapter]
+        typed = config.model is not None
         device = resolve(config, adapters, world)
         table = unlabelled(config) if config.pseudo else load_rows(config)
         describe(config, adapters, table, out, device)
-        parts = claim_parts(config, adapters, table, out, world)
+        base = check_base(config, adapters, typed)
+        parts = claim_parts(config, adapters, base, table, out, world)
         p_a, seconds = predict(config, adapters, table, parts, device, world)
         made = describe_passes(config, adapters)
         result = {"adapters": config.adapter, "passes": made, "seconds": round(seconds, 2)}
@@ -79,6 +83,7 @@ def main(argv: list[str] | None = None) -> dict:
         write_whole(probs, config.probs)
     if parts:
         shutil.rmtree(parts)
+        unlock_folder(parts)
     if table["label"].notna().all():
         result |= scores(table["label"].to_numpy(), p, table["prompt"].to_numpy())
         for name in ("accuracy", "log_loss"):
@@ -136,6 +141,25 @@ def recorded(adapters: list[TrainedAdapter], name: str):
     return value
 
 
+def check_base(config: InferConfig, adapters: list[TrainedAdapter], typed: bool) -> dict[str, str]:
+    """The base's fingerprint; ValueError where an adapter was trained on another base of the same name.
+
+    typed: --model was given; then a line says that the base is another.
+    """
+    now = base_fingerprint(config.model)
+    for adapter in adapters:
+        before = adapter.record.get("base")
+        changed = differences(before, now)
+        if changed:
+            words = f"{adapter.folder}: its base had other {' and '.join(changed)} than {config.model} has"
+            if not typed:
+                raise ValueError(f"{words}: type --model {config.model} if that is meant")
+            say(words)
+        if adapter.record and before is None and ids_changed(config.model):
+            say(f"{adapter.folder}: trained with other token ids, transformers' own, than tokenizer.json's")
+    return now
+
+
 def load_rows(config: InferConfig) -> pd.DataFrame:
     if config.data:
         return read_pairs(config.data, config.limit, bar=tqdm, **as_typed(vars(config)))
@@ -167,7 +191,12 @@ def describe_passes(config: InferConfig, adapters: list[TrainedAdapter]) -> list
 
 
 def claim_parts(
-    config: InferConfig, adapters: list[TrainedAdapter], table: pd.DataFrame, out: str, world: World
+    config: InferConfig,
+    adapters: list[TrainedAdapter],
+    base: dict,
+    table: pd.DataFrame,
+    out: str,
+    world: World,
 ) -> Path | None:
     """The folder of the parts of a long file, on the rank that writes; None for a short one.
 
@@ -178,7 +207,7 @@ def claim_parts(
     options = {
         name: getattr(config, name) for name in ("max_length", "truncation", "model", "matmul", "fast")
     }
-    decides = options | {"dtype": str(DTYPES[config.dtype])}
+    decides = options | {"dtype": str(DTYPES[config.dtype]), "base": base}
     decides["adapter"] = [[adapter.order, weights_hash(adapter)] for adapter in adapters]
     decides["data"] = [record["sha256"] for record in records(config.data)]
     decides |= {"columns": config.columns} if config.columns else {}
@@ -201,7 +230,7 @@ def predict(
 ) -> tuple[pd.Series, float]:
     """(P(response_a wins) by id, seconds without loading)"""
     dtype = DTYPES[config.dtype]
-    model, tokenizer = load_base(config.model, device, dtype, config.matmul)
+    model, tokenizer = load_base(config.model, device, dtype, config.matmul, config.max_length)
     if config.fast == "on" and device.type == "cuda":
         take_fast_path_(model, dtype)
     compute = make_compute(config.token_budget, device, dtype, pad_id(tokenizer), training=False)

@@ -22,17 +22,17 @@ from torch import nn
 from minarena.batching import collate
 from minarena.config import QuantizeConfig, parse
 from minarena.dist import this_world
-from minarena.files.base import base_folder, load_backbone, load_tokenizer
+from minarena.files.base import base_folder, load_backbone
 from minarena.files.durable import RECORDED, commit
+from minarena.files.tokenizer import load_tokenizer
 from minarena.int8 import Int8Linear
-from minarena.lora import PROJECTIONS, layer_number
+from minarena.lora import PROJECTIONS, is_projection, layer_number
 from minarena.model import PreferenceModel
 from minarena.quantization.stream import (
     Source,
     bytes_to_write,
     convert,
     float_rows,
-    is_projection,
     new_folder,
     open_source,
 )

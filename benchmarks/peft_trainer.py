@@ -77,8 +77,8 @@ def measure_speed(options: argparse.Namespace, device: torch.device, dtype: torc
 def train(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict:
     """Train on --data as the recipe did; accuracy and log loss on --eval-data in both orders and their
     mean."""
-    from minarena.files.base import load_tokenizer
     from minarena.files.repair import repaired
+    from minarena.files.tokenizer import load_tokenizer
     from minarena.text import encode
 
     pairs, held_out = (

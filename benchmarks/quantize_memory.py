@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.random_base import SHAPES, print_result, shape_config
-from minarena.files.base import load_tokenizer
 from minarena.files.shards import Layout, cut_into_shards, write_index, write_shard
+from minarena.files.tokenizer import load_tokenizer
 from minarena.lora import PROJECTIONS
 from minarena.tiny import byte_tokenizer
 

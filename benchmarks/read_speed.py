@@ -27,9 +27,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from minarena.data import TEXTS, swapped
-from minarena.files.base import load_tokenizer
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
+from minarena.files.tokenizer import load_tokenizer
 from minarena.text import encode
 
 

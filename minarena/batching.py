@@ -1,12 +1,14 @@
 """Rows -> optimiser steps -> micro-batches -> tensors. Knows lengths, not text.
 
-    rows_of_step(step, rows, batch_size, seed)     which rows a step sees
+    rows_of_step(step, rows, batch_size, seed)     which rows of the table a step sees
+    balance_by_tokens(lengths, groups)             how ranks divide them
     micro_batches(lengths, token_budget)           how the device takes them
     collate(rows, pad_id)                          ids and mask of one micro-batch
 
-Three counts are easy to mix up. A STEP updates the weights once and sees `batch_size` rows (the last step of
-an epoch may see fewer). A MICRO-BATCH is what the device holds at a time: as many rows as fit into a token
-budget. The TOKENS of a micro-batch include its padding. Only the first decides what is learnt.
+Three units are easy to mix up. A STEP updates the weights once and sees `batch_size` rows of the table (the
+last step of an epoch may see fewer; with --order both each row is shown twice). A MICRO-BATCH is what the
+device holds at a time: as many rows as fit into a token budget. The TOKENS of a micro-batch include its
+padding. Only the first decides the loss; the others change rounding and the dropout masks.
 
 Everything is a function of its arguments: step 1,234 can be asked for without the 1,233 before it. So a run
 can be resumed without the state of a data loader.
@@ -55,7 +57,8 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]
 
     lengths: tokens a row. Returns the positions in `lengths` of each micro-batch's rows. Sorted by length,
     rows of like length come together, so little of a micro-batch is padding. The longest come first: a budget
-    that does not fit the device fails at once. A row longer than the budget is alone in its micro-batch.
+    that does not fit the device tends to fail early. A row longer than the budget is alone in its
+    micro-batch.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     batches: list[list[int]] = []

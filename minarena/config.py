@@ -158,6 +158,8 @@ def choices(kind: type, name: str) -> tuple:
 
 def parse(kind: type, argv: list[str] | None = None, about: str | None = None):
     """Command line -> an instance of the dataclass `kind`, checked; a mistake ends in one line, status 2."""
+    if argv is None:
+        argv = [] if "ipykernel" in sys.argv[0] else sys.argv[1:]  # a notebook's own words are not ours
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, formatter_class=raw, allow_abbrev=False)
 
@@ -173,9 +175,8 @@ def parse(kind: type, argv: list[str] | None = None, about: str | None = None):
         close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
         stop(f"unknown option {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
     typed = vars(known)  # defaults are suppressed: only what was typed
-    words = sys.argv[1:] if argv is None else list(argv)
-    orders = re.findall(r"--order[ =](\w+)", " ".join(words))
-    if "--swap" in words and set(orders) - {"ba"}:
+    orders = re.findall(r"--order[ =](\w+)", " ".join(argv))
+    if "--swap" in argv and set(orders) - {"ba"}:
         stop(f"--swap means --order ba: drop it or --order {orders[0]}")
     problem = contradiction(kind(**typed), typed)
     if problem:

@@ -71,5 +71,13 @@ SINGLE_PROCESS = World()
 
 
 def this_world() -> World:
+    """From torchrun's environment; ValueError where only a part of it is there."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    return World(*(int(os.environ[name]) for name in names)) if "WORLD_SIZE" in os.environ else SINGLE_PROCESS
+    values = {name: os.environ[name] for name in names if name in os.environ}
+    if "WORLD_SIZE" not in values:
+        return SINGLE_PROCESS
+    for name in names:
+        if not values.get(name, "").isdecimal():
+            remedy = "start it with torchrun, or unset WORLD_SIZE"
+            raise ValueError(f"WORLD_SIZE is set, but {name} is {values.get(name)!r}: {remedy}")
+    return World(*(int(values[name]) for name in names))

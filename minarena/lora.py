@@ -56,8 +56,39 @@ def merged_weight(W: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
 
 
 def layer_number(name: str) -> int:
-    """`layers.7.self_attn.q_proj` -> 7"""
+    """`layers.7.self_attn.q_proj` -> 7; -1 where the name has no number."""
     return next((int(part) for part in name.split(".") if part.isdigit()), -1)
+
+
+def is_projection(name: str) -> bool:
+    """Whether a tensor's name is that of one of the seven matrices: `layers.0.self_attn.q_proj.weight`."""
+    return name.endswith(".weight") and name.split(".")[-2] in PROJECTIONS
+
+
+def require_projections(model: nn.Module) -> None:
+    """ValueError unless each layer of `model` has each of the seven projections once and no other matrix.
+
+    A layer that lacks one (Phi-3 joins q, k and v), or has more (experts), would be adapted in part without
+    a message, and adapter_config.json would claim all seven. Embeddings, norms and a head do not count.
+    """
+    layers = {}
+    for name, parameter in model.named_parameters():
+        module = name.rpartition(".")[0]
+        leaf = module.rpartition(".")[2]
+        outside = isinstance(model.get_submodule(module), nn.Embedding) or leaf == "score" or "norm" in leaf
+        if parameter.dim() < 2 or outside:
+            continue
+        if not is_projection(name) or layer_number(name) < 0:
+            where = name.removesuffix(".weight")
+            raise ValueError(f"{where} is a linear layer other than the seven projections")
+        found = layers.setdefault(layer_number(name), [])
+        if leaf in found:
+            raise ValueError(f"layer {layer_number(name)} has more than one {leaf} (experts?): {module}")
+        found.append(leaf)
+    for number, found in layers.items():
+        lacking = [projection for projection in PROJECTIONS if projection not in found]
+        if lacking:
+            raise ValueError(f"layer {number} has no {lacking[0]}, one of the seven projections")
 
 
 def inject_lora_(
@@ -70,9 +101,9 @@ def inject_lora_(
 ) -> list[str]:
     """Wrap the seven projections of every layer at or above `freeze_layers` in place; returns their names.
 
-    Called again, it gives the projections fresh matrices (a new rank is fine) over the same base weights:
-    this is how one loaded base serves several adapters. Raises ValueError when the model has no such
-    projection.
+    A projection outside of numbered layers is wrapped, too. Called again, it gives the projections fresh
+    matrices (a new rank is fine) over the same base weights: this is how one loaded base serves several
+    adapters. Raises ValueError when the model has no such projection.
     """
     names = []
     for name, module in list(model.named_modules()):
@@ -80,7 +111,7 @@ def inject_lora_(
         if leaf not in PROJECTIONS:
             continue
         base = module.base_layer if isinstance(module, LoRALinear) else module
-        if layer_number(name) >= freeze_layers:
+        if not 0 <= layer_number(name) < freeze_layers:
             base = LoRALinear(base, r, alpha, dropout, generator)
             names.append(name)
         setattr(model.get_submodule(parent), leaf, base)

@@ -1,17 +1,18 @@
-"""How good probabilities are: figures as plain functions of labels and predictions, with standard errors.
+"""How good probabilities are: accuracy and log loss of predictions, with standard errors over prompts.
 
-label: P(a wins), 1, 0 or between (a soft label; exactly one half is a tie); p: predicted P(a wins); prompt:
-what each row is about, compared for equality. All (rows,), the first two float.
+label (rows,): P(a wins), 1, 0 or between (a soft label; exactly one half is a tie). p (rows,): the predicted
+P(a wins). prompt (rows,): what each row is about; only compared for equality.
 
-Rows that share a prompt are not independent: one hard prompt is several mistakes. So a standard error is over
-prompts. (reliability.py has what is asked of a judge beyond that.)
+Rows that share a prompt are not independent: a hard prompt makes several mistakes at once. So prompts, not
+rows, are counted for a standard error. What it does not do: calibration, position and length
+(report/reliability.py).
 """
 
 import numpy as np
 
 
 def is_correct(label: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """1 where p is on the label's side of one half, else 0, for the rows whose label is not one half."""
+    """1 where p is on the label's side of one half, else 0; only for the rows whose label is not one half."""
     decided = label != 0.5
     return ((p > 0.5) == (label > 0.5))[decided].astype(float)
 
@@ -23,8 +24,11 @@ def cross_entropy(label: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 
 def standard_error(values: np.ndarray, prompt: np.ndarray) -> float:
-    """Of the mean of `values`, prompts taken as independent, rows of one prompt not; nan for less than two.
-    Cameron & Miller 2015, https://doi.org/10.3368/jhr.50.2.317"""
+    """The standard error of the mean of `values`; nan for fewer than two prompts.
+
+    Prompts count as independent, rows of one prompt do not: the cluster-robust error of Cameron & Miller
+    2015, https://doi.org/10.3368/jhr.50.2.317, with their correction n / (n - 1) for n prompts.
+    """
     prompts, each = np.unique(prompt, return_inverse=True)
     n = len(prompts)
     off = np.bincount(each, values - values.mean()) if n > 1 else np.nan
@@ -32,8 +36,8 @@ def standard_error(values: np.ndarray, prompt: np.ndarray) -> float:
 
 
 def scores(label: np.ndarray, p: np.ndarray, prompt: np.ndarray | None = None) -> dict[str, float | None]:
-    """accuracy and log_loss with standard errors (`_se`); None where no row counts (JSON has no NaN). Without
-    prompt, rows are taken as independent."""
+    """accuracy and log_loss with their standard errors (`_se`); None where no row counts (JSON has no NaN).
+    Without prompt, rows are taken as independent."""
     prompt = np.arange(len(p)) if prompt is None else prompt
     right, loss = (is_correct(label, p), prompt[label != 0.5]), (cross_entropy(label, p), prompt)
     result = {}

@@ -43,7 +43,9 @@ class PreferenceModel(nn.Module):
         self.model = model
         self.score = score
         self.residual_dtype = residual_dtype
-        self.fast = None  # the FastPath (fast/path.py) where one is used; None: this file's forward
+        # The FastPath (fast/path.py: micro_batches, logits, accumulate_) where one is used; None: this
+        # forward
+        self.fast = None
         self.recomputed = 0  # layers whose activations are computed again in the backward (fast/recompute.py)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -68,7 +70,7 @@ class PreferenceModel(nn.Module):
 
 
 def pool_last(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Hidden state of each row's last real token.
+    """Hidden state of each row's last real token, which is EOS (text.py).
 
     hidden (B, T, C), mask (B, T) with 1 = token and 0 = padding on either side; returns (B, C). Not
     `mask.sum(1) - 1`: that is the last token only when the padding is on the right. We look for the rightmost

@@ -1,4 +1,4 @@
-"""AdamW over everything that is trained, as two flat vectors, and its learning rate at each step.
+"""AdamW over everything that is trained, as one or two flat vectors, and its learning rate at each step.
 
 What it does not do: decide when a step is taken, or clip gradients (step.py).
 """
@@ -40,7 +40,7 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimiz
     if parameters[0].is_cuda:
         import bitsandbytes as bnb
 
-        return bnb.optim.AdamW8bit(groups, lr=0.0, weight_decay=weight_decay)  # its own default decay is 0.01
+        return bnb.optim.AdamW8bit(groups, lr=0.0)
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 
@@ -48,7 +48,8 @@ def flatten_parameters_(parameters: list[nn.Parameter]) -> nn.Parameter:
     """Copy the parameters into one flat vector and make each parameter, and its gradient, a view of it.
 
     optimizer.step, the gradient norm and zero_grad then launch one kernel each, not one per matrix (588 at
-    9B). optimizer.zero_grad(set_to_none=False) keeps the views; model.zero_grad() would cut them.
+    9B). The views live because autograd adds in place to a gradient that is there:
+    optimizer.zero_grad(set_to_none=False) keeps them; model.zero_grad() and model.to() would cut them.
     """
     flat = nn.Parameter(torch.cat([p.data.flatten() for p in parameters]))
     flat.grad = torch.zeros_like(flat)

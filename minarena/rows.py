@@ -5,7 +5,8 @@
     batch.share(world)                                    what this rank computes of them
     held_out = encode_both_orders(tokenizer, table, config)
 
-A row is shown as it stands in the table (order ab), mirrored (ba), or in both ways in the same step (both).
+A row is shown as it stands in the table (order ab), mirrored (ba, --swap), or in both ways in the same step
+(both).
 Texts are not kept: those of 600,000 rows are gigabytes.
 """
 
@@ -23,7 +24,8 @@ from minarena.text import encode
 
 @dataclass
 class Batch:
-    """Rows of one optimiser step, or one rank's share of them."""
+    """Rows of one optimiser step, or one rank's share of them (total_weight and names stay the whole
+    step's)."""
 
     rows: list[np.ndarray]  # token ids of each row
     p_first: np.ndarray  # (rows,) label: P(the answer shown first wins)
@@ -40,7 +42,8 @@ class Batch:
 
 @dataclass
 class Rows:
-    """All training rows. Pair i of the table is row i; with order both its mirror image is row pairs + i."""
+    """All training rows. Pair i of the table is row i; with order both its mirror image is row self.pairs
+    + i."""
 
     rows: list[np.ndarray]  # token ids
     p_first: np.ndarray  # (rows,)
@@ -81,6 +84,7 @@ class HeldOut:
 
 
 def encode_both_orders(tokenizer, held_out: pd.DataFrame, config: TrainConfig) -> HeldOut:
+    """Tokenise the held-out table in both orders; labels stay the table's, P(response_a wins)."""
     views = {"ab": held_out, "ba": swapped(held_out)}
     rows = {o: encode(tokenizer, view, config.max_length, config.truncation) for o, view in views.items()}
     return HeldOut(held_out[["id", "label", "prompt"]], rows)

@@ -1,11 +1,16 @@
 """One optimiser step and one prediction, as functions that train.py and infer.py call in order.
 
     compute = Compute(torch.bfloat16, pad_id=0, token_budget=8192)
-    loss, grad_norm = train_step(model, optimizer, batch, lr_at(step, steps, 2e-4, 0.025), compute)
+    loss, grad_norm = train_step(model, optimizer, share, lr_at(step, steps, 2e-4, 0.025), compute)
     p = predict_p_first(model, rows, compute)           P(the answer shown first wins), (rows,)
 
-The same quantity is optimised, logged and evaluated: the mean over a step's rows of the cross-entropy between
-the label and the two logits. How the rows are cut into micro-batches does not change it.
+What is optimised and logged is the weighted mean, over a step's rows on all ranks, of the cross-entropy
+between the label and the two logits. How the rows are cut into micro-batches does not change it, up to
+rounding (and dropout's masks, which are drawn a micro-batch at a time). metrics.py evaluates the same
+quantity, unweighted and without label smoothing.
+
+    rows, token ids -> micro-batch (B, T) -> hidden (B, T, C) -> last token (B, C) -> logits (B, 2) fp32 -> a
+    number
 """
 
 from collections.abc import Sequence
@@ -26,12 +31,12 @@ from minarena.rows import Batch
 
 @dataclass
 class Compute:
-    """How rows are computed. Nothing here decides what is learnt, up to rounding and dropout's masks."""
+    """Settings that change rounding, speed and dropout's masks, and nothing else."""
 
     dtype: torch.dtype = torch.float32  # of the products, under autocast
     pad_id: int = 0
     token_budget: int = 4096  # tokens of a micro-batch, padding included
-    halve_on_oom: bool = False  # --token-budget auto: out of GPU memory halves token_budget, in place
+    halve_on_oom: bool = False  # --token-budget auto: runtime/memory.py may halve token_budget, in place
 
 
 def make_compute(
@@ -58,7 +63,10 @@ def preference_loss(logits: Tensor, p_first: Tensor, label_smoothing: float = 0.
 
 
 def weighted_loss(logits: Tensor, p_first: Tensor, weights: Tensor, label_smoothing: float) -> Tensor:
-    """What a micro-batch adds to the loss: sum(weights * cross-entropy), a number; weights (B,)."""
+    """What a micro-batch adds to the loss: sum(weights * cross-entropy), a 0-dim fp32 tensor.
+
+    weights (B,): of the rows, divided by the weights of the whole step.
+    """
     return (preference_loss(logits, p_first, label_smoothing) * weights).sum()
 
 
@@ -108,8 +116,7 @@ def accumulate_(
     label_smoothing: float,
     compute: Compute,
 ) -> Tensor:
-    """Forward and backward of one micro-batch: add the gradient of weighted_loss; returns that loss,
-    detached.
+    """Forward and backward of one micro-batch: add its gradient to every p.grad, in place; returns its loss.
 
     p_first and weights (rows,), on the CPU.
     """
@@ -136,14 +143,17 @@ def train_step(
     """Update the weights once; returns (loss, gradient norm).
 
     batch: this rank's share of the step's rows, perhaps none. The loss is sum(w_i ce_i) / sum(w_i) over the
-    rows of all ranks. Exact accumulation: each micro-batch adds its SUM, divided by the weights of the whole
-    step, so micro-batches and ranks of unequal size count by their rows. dropout_seed: arguments of
-    seed_dropout; the same ones draw the same masks, also when the step is tried again.
+    rows of all ranks. Exact accumulation: each row's weight is divided once by the weights of the whole step;
+    micro-batches and ranks then only add, whatever their size. max_grad_norm: of the L2 norm over all ranks;
+    0: no clipping. The norm returned is the one before clipping. dropout_seed: arguments of seed_dropout,
+    which draw the same masks again as long as the rows are cut alike; None leaves torch's generator as it is.
 
-    Raises FloatingPointError before the weights are touched when a number is bad, and MemoryError when the
-    sum over ranks or the clipping does not fit (the step cannot be tried again by one rank alone).
+    Raises, with the weights untouched: torch.OutOfMemoryError in forward or backward (it may be called
+    again), MemoryError in the all-reduce or the clipping (one rank alone cannot repeat these),
+    FloatingPointError for a bad number. With the weights half updated: ValueError, after which nothing may be
+    saved.
     """
-    if dropout_seed:
+    if dropout_seed is not None:
         seed_dropout(*dropout_seed)
     target = torch.as_tensor(batch.p_first, dtype=torch.float32)
     weights = torch.as_tensor(batch.weights, dtype=torch.float32) / batch.total_weight
@@ -158,8 +168,8 @@ def train_step(
     try:
         world.all_reduce_(*(p.grad for p in parameters), loss)
         grad_norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
-        loss, grad_norm = torch.stack([loss, grad_norm]).tolist()  # the step's one wait for the device
-    except torch.OutOfMemoryError as error:  # before the all-reduce a rank could do its share again
+        loss, grad_norm = torch.stack([loss, grad_norm]).tolist()  # the step's last wait for the device
+    except torch.OutOfMemoryError as error:
         raise MemoryError("out of GPU memory after the backward: try a smaller --token-budget") from error
     if not np.isfinite([loss, grad_norm]).all():
         raise FloatingPointError(f"loss {loss}, gradient norm {grad_norm}")
@@ -179,19 +189,25 @@ def predict_p_first(
     compute: Compute,
     label: str | None = None,
     names: Sequence[str] | None = None,
-) -> np.ndarray:
+    stop: Sequence = (),
+) -> np.ndarray | None:
     """P(the answer shown first wins) of each row of token ids, in the order given: (rows,) float64.
 
     Dropout is off. label: the text of a progress bar; None shows none. names: the rows' ids (None: their
-    positions), which the FloatingPointError names where a logit is not finite.
+    positions), which the FloatingPointError names where a logit is not finite. stop: the numbers of stop
+    signals; as soon as it holds one, None is returned.
     """
     model.eval()
     p = np.full(len(rows), np.nan)
     with tqdm(total=len(rows), desc=label, unit="row", disable=label is None or None, leave=False) as bar:
         for chosen in cut_micro_batches(model, rows, compute.token_budget):
+            if stop:
+                return None
             with without_cudnn_attention():
                 logits = row_logits(model, [rows[i] for i in chosen], compute).double()  # (B, 2)
-            margin = logits[:, 0] - logits[:, 1]  # an infinite one would pass as a probability of 0 or 1
+            margin = (
+                logits[:, 0] - logits[:, 1]
+            )  # infinity would pass as a probability of 0 or 1: make it NaN
             p[chosen] = torch.where(margin.isfinite(), margin.sigmoid(), torch.nan).cpu().numpy()
             bar.update(len(chosen))
     bad = np.flatnonzero(~np.isfinite(p))

@@ -11,12 +11,15 @@ nothing in 150 steps (accuracy .565); 5e-3 does. Nothing else differs from the d
 included.
 """
 
+import threading
+
 import numpy as np
 import pandas as pd
 
 DEMO_LR = 5e-3
 DEMO_ROWS, HELD_OUT_ROWS = 2400, 600  # 2,400 rows are 150 steps
 LABEL_NOISE = 0.1
+DRAWING = threading.Lock()  # torch's generator is one for all threads
 
 # language: questions, topics (the last two occur in held-out pairs only), answers, polite words, rude words
 PHRASES = {
@@ -123,7 +126,7 @@ def write_tiny(folder: str, seed: int = 0, **changes) -> str:
     from safetensors.torch import save_file
     from transformers import Gemma2ForCausalLM
 
-    with torch.random.fork_rng(devices=[]):
+    with DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Gemma2ForCausalLM(tiny_config(architectures=["Gemma2ForCausalLM"], **changes))
     # not model.save_pretrained: it writes nothing in all ranks but the first

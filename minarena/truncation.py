@@ -78,10 +78,15 @@ def truncate_part(ids, offsets, lo: int, hi: int, quota: int, mark: Callable) ->
     """Tokens lo..hi as they are, or their beginning, mark and end: `quota` tokens in all, mark included."""
     if quota >= hi - lo:
         return ids[lo:hi]
-    text = quota - len(mark(hi - lo))  # this mark has as many digits as the final one, or more
+    text = quota - len(mark(hi - lo))
     i, j = lo + (text + 1) // 2, hi - text // 2
-    while i > lo + 1 and offsets[i][0] < offsets[i - 1][1]:  # do not cut inside a character of several tokens
-        i -= 1
-    while j < hi - 1 and offsets[j][0] < offsets[j - 1][1]:
-        j += 1
-    return ids[lo:i] + mark(j - i) + ids[j:hi]
+    while True:
+        while lo < i and offsets[i][0] < offsets[i - 1][1]:  # do not cut inside a character of several tokens
+            i -= 1
+        while j < hi and offsets[j][0] < offsets[j - 1][1]:
+            j += 1
+        over = (i - lo) + len(mark(j - i)) + (hi - j) - quota
+        if over <= 0 or (i == lo and j == hi):
+            return ids[lo:i] + mark(j - i) + ids[j:hi]
+        # some tokenizers merge digits: the mark of another number can have more tokens
+        i, j = (i - 1, j) if i - lo >= hi - j else (i, j + 1)

@@ -15,15 +15,18 @@ import numpy as np
 import pandas as pd
 
 from minarena.files.durable import read_record, write_text, write_whole
+from minarena.files.lock import lock_folder
 from minarena.runtime.console import first_line, say
 
 PART = 10_000  # rows: some minutes of a 9B on one GPU, the most that an interruption costs
 
 
 def open_parts(folder: str, run: dict) -> Path:
-    """Make the folder, or go on in it; ValueError where it holds parts of another run."""
+    """Make the folder, or go on in it; ValueError where it holds parts of another run, or is in use."""
     path, record = Path(folder), Path(folder) / "run.json"
     text = json.dumps(run, indent=2)
+    path.mkdir(exist_ok=True)
+    lock_folder(path)
     if record.exists():
         before = read_record(record)
         other = [name for name, value in json.loads(text).items() if before.get(name) != value]
@@ -33,7 +36,6 @@ def open_parts(folder: str, run: dict) -> Path:
         done = len([*path.glob("*.parquet")])
         say(f"{folder}: going on; {done} parts are done already")
     else:
-        path.mkdir(exist_ok=True)
         for stray in path.glob("*.parquet"):  # without their record nobody knows whose they are
             stray.unlink()
         write_text(text, record)

@@ -117,9 +117,10 @@ def predict_pairs(
     p_a = average(base, table, adapters, passes(adapters, tta, weights), known)
     if tta == "uncertain":
         nearest = (p_a - 0.5).abs().nsmallest(round(fraction * len(p_a))).index
-        rows = table[table["id"].isin(nearest)]
-        both = average(base, rows, adapters, passes(adapters, "all", weights), known)
-        p_a.loc[both.index] = both
+        rows = table[table["id"].isin(nearest)]  # none, where the fraction of few rows rounds to 0
+        if len(rows):
+            both = average(base, rows, adapters, passes(adapters, "all", weights), known)
+            p_a.loc[both.index] = both
     return p_a
 
 

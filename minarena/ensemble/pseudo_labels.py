@@ -89,6 +89,9 @@ def distilled(config: InferConfig) -> tuple[pd.DataFrame, pd.Series]:
     """(the rows of --data as the runs read them, the mean of the runs' held-out probabilities by id)"""
     runs, tables = zip(*map(finished_run, config.distill), strict=True)
     for run, record in zip(config.distill, runs, strict=True):
+        if record["init_adapter"]:  # it may have seen the rows that the fold holds out
+            begun = f"began from --init-adapter {record['init_adapter']}"
+            raise ValueError(f"--distill {run}: {begun}, which may have seen the rows it held out")
         files = [file["sha256"] for file in record["data_files"]]
         if record["eval_data"] or files != [file["sha256"] for file in records(config.data)]:
             raise ValueError(f"--distill {run}: was not trained on folds of --data {' '.join(config.data)}")
@@ -112,7 +115,7 @@ def distilled(config: InferConfig) -> tuple[pd.DataFrame, pd.Series]:
 
 def finished_run(run: str) -> tuple[dict, pd.DataFrame]:
     """(the keys of its train_config.json that are used here, its eval.parquet)"""
-    names = ("data_files", "eval_data", "limit", "ties", "fold", "n_splits")
+    names = ("data_files", "eval_data", "limit", "ties", "fold", "n_splits", "init_adapter")
     later = {"columns": [], "winner_words": [], "reading": 1}  # with what earlier runs had
     try:
         table = pd.read_parquet(f"{run}/eval.parquet", columns=["id", "label", "p_a"])

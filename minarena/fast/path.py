@@ -10,9 +10,9 @@ again); a kernel for each small operation; LoRA's passes over the largest tensor
 launches themselves (cuda_graphs.py).
 
 The weights are transformers' modules, in place. PreferenceModel.forward, which runs transformers' own layers,
-is the reference: the tests compare logits and gradients with it. Gemma-2, Gemma-3, Llama and Qwen2 differ in
-three places of a layer, so one page serves all four. What it does not do: fp16 or fp32 on a GPU,
-bitsandbytes' LLM.int8 product, other families.
+is the reference: the tests compare logits and gradients with it. The families differ in four places of a
+layer, so one page serves all six. What it does not do: fp16 or fp32 on a GPU, bitsandbytes' LLM.int8 product,
+other families.
 """
 
 import functools
@@ -35,7 +35,7 @@ from minarena.lora import PROJECTIONS, LoRALinear
 from minarena.model import soft_cap
 from minarena.runtime.console import say
 
-FAMILIES = ("gemma2", "gemma3_text", "llama", "qwen2")
+FAMILIES = ("gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ def attend(
     tiles: of the rows, for a base with a soft-cap on a GPU.
     """
     softcap = soft_cap(attention)
-    window = getattr(attention, "sliding_window", None)
+    # Mistral's modules have no window of their own: it is the config's, the same in each layer
+    window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
     if not q.is_cuda:
         return plain(q, k, v, rows.lengths, attention.scaling, softcap, window)
     if not softcap:
@@ -192,7 +193,7 @@ def before_attention(
     linears = attention.q_proj, attention.k_proj, attention.v_proj
     qkv = project(linears, attention.fused, apply_norm(layer.input_layernorm, hidden), seed_of(seeds, 0))
     q, k, v = (x.view(N, -1, D) for x in qkv)
-    if hasattr(attention, "q_norm"):  # Gemma-3
+    if hasattr(attention, "q_norm"):  # Gemma-3, Qwen3
         q, k = attention.q_norm(q), attention.k_norm(k)
     q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
     return q.view(N, k.size(1), -1, D), k, v.contiguous()

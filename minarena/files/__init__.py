@@ -6,8 +6,10 @@
       verdicts.py              which answer won
     repair.py                mojibake and control characters in their texts
     base.py, shards.py       a base's folder: checked, fetched, loaded; its safetensors files
+    tokenizer.py             a base's tokenizer, with tokenizer.json's own ids
+    fingerprint.py           what a base is, by contents and not by name
     adapter.py               LoRA and head in PEFT's format
-    durable.py               a file is whole under its name, or it is not there
+    durable.py, lock.py      a file is whole under its name, or it is not there; one command a folder
     checkpoint.py, resume.py what a run saves, and going on with it
     run.py                   a run's folder: claim, log, checkpoints, result
 

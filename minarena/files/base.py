@@ -7,6 +7,8 @@ to run a folder's code. What it does not do: verify hashes, or follow up a link 
 """
 
 import contextlib
+import copy
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +17,17 @@ import torch
 from torch import nn
 
 from minarena.files.durable import read_record
+from minarena.files.fingerprint import fingerprint
+from minarena.files.shards import TEXT_PART, Stored, match_tensors, open_shards, require_numbers
+from minarena.files.tokenizer import check_vocabulary, ids_differ_from_transformers, load_tokenizer
 from minarena.int8 import use_dequantized_
+from minarena.lora import is_projection, require_projections
 from minarena.model import PreferenceModel, residual_dtype, soft_cap
-from minarena.runtime.console import first_line
-from minarena.text import pad_id
+from minarena.runtime.console import first_line, say
 from minarena.tiny import write_tiny
 
+# Models that read pictures, too, and whose text part computes what the text model alone computes
+MULTIMODAL = ("gemma3", "mistral3")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # Files that name others, under which key, and what those must end in
 NAMING = [
@@ -58,7 +65,9 @@ def named(path: Path, key: str) -> list:
     """What the JSON file at `path`, if there is one, has under `key`: a list's items, or a dict's values."""
     found = read_record(path).get(key) if path.exists() else None
     found = [*found.values()] if isinstance(found, dict) else found
-    return found if isinstance(found, list) else [found] * (found is not None)
+    if isinstance(found, list):
+        return found
+    return [] if found is None else [found]
 
 
 def local_folder(name: str) -> str:
@@ -78,29 +87,6 @@ def local_folder(name: str) -> str:
     return folder
 
 
-def load_tokenizer(folder: str):
-    """The base's fast tokenizer; ValueError where it is missing or has no token that could end a row."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises a dozen kinds here, for one user's mistake
-        raise ValueError(f"{folder}: no usable tokenizer or config.json: {first_line(error)}") from error
-    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        raise ValueError(f"{folder}: the tokenizer must be a fast one with an EOS token")
-    return tokenizer
-
-
-def check_vocabulary(tokenizer, embeddings: int) -> None:
-    """ValueError where the model has no embedding for a token, which on a GPU ends the process."""
-    last = max(
-        tokenizer.vocab_size - 1, tokenizer.eos_token_id, tokenizer.bos_token_id or 0, pad_id(tokenizer)
-    )
-    if last >= embeddings:
-        reason = f"its tokenizer has token {last}, the model has {embeddings} embeddings"
-        raise ValueError(f"--model {tokenizer.name_or_path}: {reason}: another model's tokenizer?")
-
-
 @contextlib.contextmanager
 def base_folder(name: str) -> Iterator[str]:
     """The folder to load for `--model name`: `tiny` is made in a temporary one, others are checked."""
@@ -111,55 +97,165 @@ def base_folder(name: str) -> Iterator[str]:
         yield write_tiny(folder)
 
 
+def read_config(folder: str):
+    """transformers' configuration of the base in `folder`; nothing in it that names a file or code is obeyed.
+
+    Of a model of several parts (MULTIMODAL) it is the text part's. Raises ValueError where there is none, or
+    the model is quantized by another method than bitsandbytes' 8-bit, or has parts that we do not know.
+    """
+    from transformers import AutoConfig
+
+    try:
+        # trust_remote_code: not None, which would ask whether to run a folder's code, and run it on `y`
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds for one user's mistake
+        raise ValueError(f"--model {folder}: config.json: {first_line(error)}") from error
+    if config.model_type in MULTIMODAL:
+        whole, config = config, config.text_config
+        config.dtype = config.dtype or whole.dtype
+        if getattr(whole, "quantization_config", None):
+            config.quantization_config = whole.quantization_config
+    vars(config).pop("transformers_weights", None)  # a file of any kind, to be taken as the weights
+    method = getattr(config, "quantization_config", None) or {}
+    if method and not method.get("load_in_8bit"):
+        kind = f"{method.get('quant_method')} weights"
+        raise ValueError(f"--model {folder}: {kind}: take the float model (or bitsandbytes' 8-bit one)")
+    if not hasattr(config, "hidden_size"):
+        raise ValueError(f"--model {folder}: no plain text model: it has parts such as a vision tower")
+    return config
+
+
+def empty_model(folder: str, config, auto) -> nn.Module:
+    """The model of `config`, built by the class `auto` without memory: its names and shapes.
+
+    Raises ValueError where its layers have other matrices than the seven projections.
+    """
+    config = copy.deepcopy(config)
+    vars(config).pop("quantization_config", None)
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(config, attn_implementation="eager", trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds for one user's mistake
+        raise ValueError(f"--model {folder}: config.json: {first_line(error)}") from error
+    try:
+        require_projections(model)
+    except ValueError as error:
+        raise ValueError(f"--model {folder}: {error}") from error
+    return model
+
+
 def load_backbone(
     name: str, device: torch.device, dtype: torch.dtype, quantize: bool = True, matmul: str = "dequant"
 ) -> nn.Module:
-    """The base in the folder `name` (folders.py) without its LM head, frozen, on `device`.
+    """The base in the folder `name` without its LM head, frozen, on `device`.
 
-    quantize: a float base is quantized to int8 while it loads (a base that is 8-bit already stays as it is);
-    False keeps a float base, in `dtype`. matmul: see int8.py; llm-int8 is bitsandbytes' own product, the
-    seed's numerics. Raises ValueError where the folder is no usable base, naming the reason.
+    quantize: quantize a float base to int8 while it loads (an 8-bit base stays as it is); False keeps a float
+    base, in `dtype`. matmul: see int8.py; llm-int8 is bitsandbytes' own product, the seed's numerics. Raises
+    ValueError where the folder is no usable base, naming the reason.
     """
-    from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, logging
+    from transformers import AutoModel, BitsAndBytesConfig, logging
 
+    config = read_config(name)
+    empty = empty_model(name, config, AutoModel).state_dict()
+    tensors = match_tensors(
+        name, open_shards(name), {f"model.{key}": tuple(t.shape) for key, t in empty.items()}
+    )
+    require_numbers(name, tensors, quantize)
+    # only transformers' eager attention applies Gemma-2's soft-cap; bases without one take SDPA
+    keywords = {"attn_implementation": "eager" if soft_cap(config) else "sdpa"}
+    # Pass our config: otherwise config.json's own attention setting wins, which may name a kernel to download
+    keywords |= {"config": config, "trust_remote_code": False, "use_safetensors": True}
+    keywords |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # each is refused by name
+    keywords["key_mapping"] = {f"^{re.escape(prefix)}": "" for prefix in TEXT_PART}
+    config.quantization_config = eight_bit_settings(config, tensors)
+    if config.quantization_config is None:
+        del config.quantization_config
+        keywords |= (
+            {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)} if quantize else {"dtype": dtype}
+        )
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report lists the unused LM head; what is missing we check
+    logging.set_verbosity_error()  # its report lists the unused LM head; match_tensors has checked the names
     try:
-        # not None, which would ask whether to run a folder's code, and run it on `y`
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        vars(config).pop("transformers_weights", None)  # a file of any kind, to be taken as the weights
-        method = getattr(config, "quantization_config", None)
-        if method is not None and not method.get("load_in_8bit"):
-            raise ValueError("quantized, but not by bitsandbytes' 8-bit method: take the float model")
-        # only transformers' eager attention applies Gemma-2's soft-cap; the others have none and take SDPA
-        keywords = {"attn_implementation": "eager" if soft_cap(config) else "sdpa"}
-        # with the config, for what a config.json says of attention would win, other people's kernels included
-        keywords |= {"config": config, "trust_remote_code": False, "use_safetensors": True}
-        keywords |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # each is refused by name
-        if not hasattr(config, "hidden_size"):
-            raise ValueError("no plain text model: it has parts such as a vision tower")
-        if method is None and quantize:
-            keywords["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-        elif method is None:
-            keywords["dtype"] = dtype
         backbone, report = AutoModel.from_pretrained(name, device_map={"": device}, **keywords)
     except Exception as error:  # transformers raises many kinds for one user's mistake
         raise ValueError(f"--model {name}: {first_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
-    for tensor, found, wanted in sorted(report["mismatched_keys"]):
-        raise ValueError(f"--model {name}: {tensor} is {tuple(found)}: config.json needs {tuple(wanted)}")
-    if report["missing_keys"]:
-        raise ValueError(f"--model {name}: the weights lack {sorted(report['missing_keys'])[0]}")
+    lost = sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]})
+    if lost:  # transformers would leave it at random values
+        raise ValueError(f"--model {name}: transformers did not load {lost[0]}")
+    for module in backbone.modules():
+        if type(module) is nn.Linear:  # a projection that an 8-bit folder keeps in floats
+            module.to(dtype)
     if matmul == "dequant":
         use_dequantized_(backbone)
     return backbone.requires_grad_(False)
 
 
-def load_base(name: str, device: torch.device, dtype: torch.dtype, matmul: str) -> tuple:
-    """(PreferenceModel without a head, tokenizer) of `--model name`."""
+def eight_bit_settings(config, tensors: dict[str, Stored]) -> dict | None:
+    """transformers' quantization_config for what lies in the files; None where nothing is 8-bit.
+
+    The files decide, not config.json: its modules to skip bear the names of another model class, and another
+    tool may call weights 8-bit that it has kept in floats.
+    """
+    from transformers import BitsAndBytesConfig
+
+    if all(tensor.dtype != "I8" for tensor in tensors.values()):
+        return None
+    floats = [name for name, tensor in tensors.items() if is_projection(name) and tensor.dtype != "I8"]
+    skip = [name.removeprefix("model.").removesuffix(".weight") for name in floats]
+    stated = getattr(config, "quantization_config", None) or {}
+    threshold = stated.get("llm_int8_threshold", 6.0)
+    settings = {"llm_int8_threshold": threshold, "llm_int8_skip_modules": skip or None}
+    return BitsAndBytesConfig(load_in_8bit=True, **settings).to_dict()
+
+
+def base_fingerprint(name: str) -> dict[str, str]:
+    """What `--model name` is, by its contents (fingerprint.py)."""
     with base_folder(name) as folder:
-        tokenizer = load_tokenizer(folder)
+        return fingerprint(folder, load_tokenizer(folder))
+
+
+def ids_changed(name: str) -> bool:
+    """Whether a run without a recorded fingerprint, so from before this code read tokenizer.json itself, had
+    other token ids of this base."""
+    with base_folder(name) as folder:
+        return ids_differ_from_transformers(folder)
+
+
+def load_base(
+    name: str, device: torch.device, dtype: torch.dtype, matmul: str, max_length: int | None = None
+) -> tuple:
+    """(PreferenceModel without a head, tokenizer) of `--model name`; max_length: tokens of a row."""
+    with base_folder(name) as folder:
+        config, tokenizer = read_config(folder), load_tokenizer(folder)
+        check_vocabulary(tokenizer, config.vocab_size)
+        if max_length:
+            check_length(config, max_length)
         backbone = load_backbone(folder, device, dtype, matmul=matmul)
-    check_vocabulary(tokenizer, backbone.get_input_embeddings().num_embeddings)
     return PreferenceModel(backbone, nn.Identity(), residual_dtype(device, dtype)), tokenizer
+
+
+def check_length(config, max_length: int) -> None:
+    """ValueError where a row's numbers would depend on its neighbours; a printed line for a length above the
+    base's own.
+
+    Some kinds of rotary embeddings (RoPE) take other frequencies when the longest row of a batch passes the
+    original length (transformers, modeling_rope_utils.py, dynamic_rope_update). Up to it they are fixed.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_layer = [
+        value for value in rope.values() if isinstance(value, dict)
+    ]  # Gemma-3: one for each kind of layer
+    for settings in by_layer or [rope]:
+        kind, limit = settings.get("rope_type", "default"), config.max_position_embeddings
+        if kind == "longrope":
+            limit = settings.get("original_max_position_embeddings") or limit
+        if kind in ("dynamic", "longrope") and max_length > limit:
+            reason = (
+                f"beyond {limit} tokens this base's rope type {kind!r} depends on the longest row of a batch"
+            )
+            raise ValueError(f"--max-length {max_length}: {reason}: --max-length {limit} is fine")
+    limit = getattr(config, "max_position_embeddings", max_length)
+    if max_length > limit:
+        say(f"--max-length {max_length} is above the base's {limit} positions (max_position_embeddings)")

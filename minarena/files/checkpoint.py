@@ -30,9 +30,17 @@ def log_event(out: str, event: str, step: int, **values) -> None:
 
 
 def save_checkpoint(
-    out: str, step: int, model: nn.Module, optimizer, config: AdapterConfig, base: str
+    out: str,
+    step: int,
+    model: nn.Module,
+    optimizer,
+    config: AdapterConfig,
+    base: str,
+    token_budget: int | None = None,
 ) -> None:
     """Write out/checkpoint-{step}, log it, and delete all older ones but the newest two.
+
+    token_budget: of the steps to come; with dropout on it decides their masks.
 
     Raises OSError that names the folder where it cannot be written.
     """
@@ -49,7 +57,8 @@ def save_checkpoint(
                 else:
                     plain[f"{index}/{key}"] = value
         save_file(tensors, tmp / "optimizer.safetensors")
-        (tmp / "state.json").write_text(json.dumps({"step": step, "optimizer": plain}), encoding="utf-8")
+        state = {"step": step, "token_budget": token_budget, "optimizer": plain}
+        (tmp / "state.json").write_text(json.dumps(state), encoding="utf-8")
         sums = {file.name: file_record(file)["sha256"] for file in tmp.iterdir()}
         (tmp / "checksums.json").write_text(json.dumps(sums), encoding="utf-8")
         # the log, too: its lines up to this step are never written again

@@ -54,7 +54,7 @@ def naming_os_errors(path: str | Path, aside: Path | None = None) -> Iterator[No
 def write_text(text: str, path: Path) -> None:
     aside = path.with_name(f"{path.name}.{TMP_SUFFIX}")
     with naming_os_errors(path, aside):
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8")
         replace_durably(aside, path)
 
 
@@ -73,7 +73,7 @@ def flush_to_disk(path: Path) -> None:
 def read_record(path: Path) -> dict:
     """A JSON object from a file; ValueError that names the file where there is none."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict):
             return found
         reason = "no JSON object"

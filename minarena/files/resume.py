@@ -30,7 +30,7 @@ OPTIONS = {field.name: field for field in fields(TrainConfig)}
 # What counts where a record lacks it: the option's default; the reading of chosen / rejected files had no key
 BEFORE = asdict(TrainConfig()) | {"reading": 1}
 # What does not decide the result, beside such options; `path` is compared once the base is loaded
-NOT_COMPARED = {"versions", "commit", "world_size", "path"}
+NOT_COMPARED = {"world_size", "path", "token_budget_used"}
 
 
 def check_same_options(out: str, options: dict) -> dict:
@@ -41,6 +41,8 @@ def check_same_options(out: str, options: dict) -> dict:
     recorded = read_record(path)
     for name in sorted(options.keys() - NOT_COMPARED):
         option = OPTIONS.get(name)
+        if name not in recorded and name not in BEFORE:  # this code records more than the run's did
+            continue
         before = recorded.get(name, BEFORE.get(name))
         if before != options[name] and not (option and option.metadata["may_change"]):
             change = f"{name} was {before!r}, now it is {options[name]!r}"
@@ -58,8 +60,9 @@ def finished_result(out: str, record: dict) -> dict:
     return result | {"eval": {**trained, **figures}}
 
 
-def load_checkpoint_(out: str, model: nn.Module, optimizer) -> int:
-    """Load the newest good checkpoint's weights and optimiser state, in place; returns the steps done.
+def load_checkpoint_(out: str, model: nn.Module, optimizer) -> tuple[int, int | None]:
+    """Load the newest good checkpoint's weights and optimiser state, in place; returns (steps done, token
+    budget).
 
     A damaged checkpoint is named on the way and the one before is taken. Where there are none, the run was
     cut off before its first: returns 0. Raises ValueError where there are some and none can be read.
@@ -83,7 +86,7 @@ def load_checkpoint_(out: str, model: nn.Module, optimizer) -> int:
         if reasons:
             raise ValueError(f"--resume: no usable checkpoint in {out}. {' '.join(reasons)}")
         say(f"{out} has no checkpoint yet: the run begins again at its first step")
-        return 0
+        return 0, None
     for name, parameter in wanted.items():
         parameter.copy_(weights[name])
     state = {}
@@ -91,7 +94,7 @@ def load_checkpoint_(out: str, model: nn.Module, optimizer) -> int:
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return stored["step"]
+    return stored["step"], stored.get("token_budget")
 
 
 def truncate_log(out: str, done: int) -> None:

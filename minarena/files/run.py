@@ -1,12 +1,12 @@
 """A run's folder: what train.py writes, and which rank writes it.
 
     run = Run.open(out, world, record, resume)          a new folder, or the run that --resume goes on with
-    first = run.start_(model, optimizer, adapter, config)        steps that are done already
+    first = run.start_(model, optimizer, adapter, config, compute)     steps that are done already
     for step in run.progress(first, steps):
         with run.saving_on_failure(step, names): ...    one optimiser step
         run.log_step(step, tokens, loss=loss, lr=lr)
         run.save(step + 1)
-    save_results(out, table, model, adapter, base)      eval.parquet and the adapter
+    run.finish(table, model, adapter, base)             eval.parquet and the adapter
 
 The folder holds train_config.json (every option), log.jsonl, the newest two checkpoints and, once the run is
 finished, eval.parquet and the adapter. Only rank 0 writes; every method may be called on every rank. What it
@@ -17,22 +17,27 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+import torch
 from torch import nn
 from tqdm import tqdm
 
 from minarena.config import TrainConfig
 from minarena.dist import World
 from minarena.files.adapter import save_adapter
+from minarena.files.base import base_fingerprint, ids_changed
 from minarena.files.checkpoint import find_checkpoints, log_event, save_checkpoint
 from minarena.files.durable import (
     RECORDED,
@@ -43,10 +48,19 @@ from minarena.files.durable import (
     replace_durably,
     write_text,
 )
-from minarena.files.resume import check_same_options, finished_result, load_checkpoint_, truncate_log
+from minarena.files.fingerprint import differences
+from minarena.files.lock import lock_folder, unlock_folder
+from minarena.files.resume import (
+    check_same_options,
+    finished_result,
+    load_checkpoint_,
+    read_log,
+    truncate_log,
+)
 from minarena.model import AdapterConfig
 from minarena.runtime.console import say
 from minarena.runtime.track import also_to
+from minarena.step import Compute
 
 FINISHED = "adapter_config.json"  # written last: a folder that has it is a finished run
 
@@ -67,9 +81,13 @@ def create_run_folder(out: str) -> None:
 
 
 def write_record(out: str, record: dict) -> None:
-    """Write train_config.json: the record, versions and the commit of this code."""
+    """Write train_config.json: the record; and where it comes from: versions, commit, date, command,
+    device."""
     versions = {"python": platform.python_version()} | {name: version(name) for name in RECORDED}
-    record = record | {"versions": versions, "commit": commit()}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    record = record | {"versions": versions, "commit": commit(), "device_name": gpu}
+    record |= {"date": datetime.now().astimezone().isoformat(timespec="seconds")}
+    record |= {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
     write_text(json.dumps(record, indent=2) + "\n", Path(out) / "train_config.json")
 
 
@@ -101,23 +119,31 @@ class Run:
     started: float = 0.0  # seconds of time.perf_counter, when the first step began
     seconds: float = 0.0  # that all steps of this process took
     bar: tqdm | None = None
+    compute: Compute | None = None  # what the steps are computed with
 
     @classmethod
     def open(cls, out: str, world: World, record: dict, resume: bool) -> "Run":
         """Claim the folder of a new run, before anything slow; with `resume` find the one that was begun.
 
         record: all that decides the result, options first. Raises ValueError where the folder holds another
-        run, or, with `resume`, none with these options.
+        run, or, with `resume`, none with these options and this base.
         """
         run = cls(out, world, record)
-        if resume:
+        if not resume and run.writes:
+            create_run_folder(out)
+        elif resume:
             run.resumed = check_same_options(out, record)
+        if run.writes:
+            lock_folder(out)
+        if resume:
             if (Path(out) / FINISHED).exists():
                 run.result = finished_result(out, run.resumed)
                 say(f"{out} is finished, nothing is left to do. Its results: python -m minarena.report {out}")
+                unlock_folder(out)
         elif run.writes:
-            create_run_folder(out)
             write_record(out, record)
+        if not run.result:
+            run.record_base(record["model"])
         return run
 
     @property
@@ -125,27 +151,52 @@ class Run:
         """Whether this is the rank that writes."""
         return self.world.rank == 0
 
-    def record_path(self, path: str) -> None:
-        """Record whether the fast or the reference path computes the run, known once the base is loaded.
+    def record_base(self, name: str) -> None:
+        """Record what `--model name` is, by its contents.
 
-        Raises ValueError where --resume would change it: the paths round in other places.
+        Raises ValueError where --resume would go on with another base, or with other token ids: a run from
+        before fingerprints may have such (files/tokenizer.py).
         """
+        self.record["base"] = base_fingerprint(name)
+        if self.resumed is None:
+            return  # record_computing writes it
+        changed = differences(self.resumed.get("base"), self.record["base"])
+        if changed:
+            what = " and ".join(changed)
+            raise ValueError(f"--resume: --model {name} is not what the run began with: its {what} changed")
+        if "base" not in self.resumed and ids_changed(name):
+            reason = "its ids were those of transformers' class, now they are tokenizer.json's"
+            raise ValueError(f"--resume: --model {name}: {reason}: begin a new run")
+
+    def record_computing(self, path: str, token_budget: int) -> None:
+        """Record what is known once the base is loaded: the path (fast or reference) and the token budget.
+
+        Raises ValueError where --resume would change the path: the two round in other places.
+        """
+        self.record |= {"path": path, "token_budget_used": token_budget}
         if self.resumed is None:
             if self.writes:
-                write_record(self.out, self.record | {"path": path})
+                write_record(self.out, self.record)
         elif self.resumed.get("path", path) != path:
             before = self.resumed["path"]
             raise ValueError(f"--resume: the run was begun on the {before} path, this is the {path} one")
 
-    def start_(self, model: nn.Module, optimizer, adapter: AdapterConfig, config: TrainConfig) -> int:
+    def start_(
+        self, model: nn.Module, optimizer, adapter: AdapterConfig, config: TrainConfig, compute: Compute
+    ) -> int:
         """Get ready to log and save this model; with --resume load the newest good checkpoint, in place.
 
-        Returns the steps that are done already.
+        compute.token_budget: with `auto`, a resumed run goes on with the budget of its checkpoint. Returns
+        the steps that are done already.
         """
         if self.resumed is not None:
-            self.first = self.saved = load_checkpoint_(self.out, model, optimizer)
+            self.first, budget = load_checkpoint_(self.out, model, optimizer)
+            self.saved = self.first
+            if compute.halve_on_oom and budget:
+                compute.token_budget = self.record["token_budget_used"] = budget
             if self.writes:
                 truncate_log(self.out, self.first)
+        self.compute = compute
         self.write_checkpoint = partial(
             save_checkpoint, self.out, model=model, optimizer=optimizer, config=adapter, base=config.model
         )
@@ -158,11 +209,18 @@ class Run:
         if self.writes:
             self.write_log(event, step, **values)
 
+    def has_eval(self, step: int) -> bool:
+        """Whether the log has an evaluation after `step` steps; on every rank what rank 0's log says."""
+        found = self.writes and any(
+            event.get("event") == "eval" and event.get("step") == step for event in read_log(self.out)
+        )
+        return self.world.all_gather(found)[0] or step == 0
+
     def save(self, step: int) -> None:
         """Write checkpoint-{step}: `step` steps are done."""
         self.saved = step
         if self.writes:
-            self.write_checkpoint(step)
+            self.write_checkpoint(step, token_budget=self.compute.token_budget)
 
     def progress(self, first: int, steps: int) -> Iterator[int]:
         """The numbers of the steps to do, from 0, with a bar; where stderr is no terminal, with twenty
@@ -175,6 +233,10 @@ class Run:
     def log_step(self, step: int, tokens: int, seconds: float, **figures: float) -> None:
         """Log the step that was just done (from 1), and show it. tokens: real ones, of all ranks."""
         self.tokens += tokens
+        if self.compute.token_budget != self.record["token_budget_used"]:  # it was halved
+            self.record["token_budget_used"] = self.compute.token_budget
+            if self.writes:
+                write_record(self.out, self.record)
         self.log("step", step, **figures, tokens_per_second=round(tokens / seconds, 1))
         speed = self.tokens / (time.perf_counter() - self.started)
         now = f"loss {figures['loss']:.4f}, lr {figures['lr']:.1e}, {speed:,.0f} tokens/s"
@@ -199,10 +261,17 @@ class Run:
             if isinstance(error, FloatingPointError):
                 self.world.all_gather(None)  # every rank has the error: wait until rank 0 has saved
             where = f"step {done + 1}, rows {names}"
-            raise type(error)(f"{where}: {error}; --resume goes on after step {done}") from error
+            going_on = f"; --resume goes on after step {done}" if done else ""  # else there is no checkpoint
+            raise type(error)(f"{where}: {error}{going_on}") from error
+
+    def finish(self, table: pd.DataFrame, model: nn.Module, adapter: AdapterConfig, base: str) -> None:
+        """Write eval.parquet and the adapter; the folder is then free for other commands."""
+        save_results(self.out, table, model, adapter, base)
+        unlock_folder(self.out)
 
     def exit_stopped(self, number: int, steps: int) -> None:
         """End the process after signal `number`; the checkpoint is written already."""
         self.bar.close()
+        unlock_folder(self.out)
         say(f"Stopped: {self.saved} of {steps} steps are saved; the same command with --resume goes on.")
         raise SystemExit(128 + number)

@@ -13,15 +13,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from minarena.files.adapter import KEEPS_BASE, read_peft
+from minarena.files.adapter import head_kind, read_peft, unsupported
+from minarena.files.shards import TEXT_PART, Shapes
 from minarena.lora import PROJECTIONS, layer_number
 
-Shapes = dict[str, tuple[int, ...]]  # name of a tensor -> its shape
-
-# Settings of PEFT's LoraConfig under which the merged weight is not W + scale * B A, or W is not the base's.
-NOT_MERGED = ("use_dora", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices")
-NOT_MERGED += ("target_parameters", "megatron_config", "use_qalora", "alora_invocation_tokens", "use_bdlora")
-NOT_MERGED += ("arrow_config", "kasa_config", "monteclora_config", "lora_ga_config")
 LORA_TENSOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 
 
@@ -50,7 +45,9 @@ def read_merge(folder: str, shapes: Shapes) -> Merge:
 
 
 def build_merge(folder: str, config: dict, tensors: dict[str, Tensor], shapes: Shapes) -> Merge:
-    refuse_settings(folder, config)
+    if problem := unsupported(config):
+        raise ValueError(f"--adapter {folder}: {problem} in adapter_config.json cannot be merged")
+    head_kind(folder, tensors)
     sides: dict[str, dict[str, Tensor]] = {}
     replaced = {}
     for name, tensor in tensors.items():
@@ -76,28 +73,21 @@ def misfit(tensor: Tensor, name: str, shapes: Shapes) -> str:
     return f"is {tuple(tensor.shape)}, the base's is {shapes[name]}: an adapter of another size?"
 
 
-def refuse_settings(folder: str, config: dict) -> None:
-    unusual = {key: config[key] for key in NOT_MERGED if config.get(key)}
-    if config.get("bias", "none") != "none":
-        unusual["bias"] = config["bias"]
-    if config.get("init_lora_weights") not in KEEPS_BASE:
-        unusual["init_lora_weights"] = config["init_lora_weights"]
-    for key, value in unusual.items():
-        raise ValueError(f"--adapter {folder}: {key} {value!r} in adapter_config.json cannot be merged")
-
-
 def refuse_gaps(folder: str, config: dict, found: set[str], shapes: Shapes) -> None:
     """Each target of the adapter must be in the base, and each matrix that it stands for in the file."""
     wanted = {module for module in modules(shapes) if targeted(module, config)}
     targets = config.get("target_modules") or []
     for target in [] if isinstance(targets, str) else targets:
-        if not any(f".{module}".endswith(f".{target}") for module in modules(shapes)):
+        if target in (config.get("modules_to_save") or []):  # PEFT saves such a module whole, without LoRA
+            continue
+        if not any(matches([target], module) for module in modules(shapes)):
             raise ValueError(f"--adapter {folder}: target {target!r} is no projection of this base")
-    for module in sorted(wanted ^ found):
-        problem = "has no tensors in the file" if module in wanted else "is not among the adapter's targets"
-        if module not in modules(shapes):
+    odd = sorted(wanted ^ found)
+    if odd:
+        problem = "has no tensors in the file" if odd[0] in wanted else "is not among the adapter's targets"
+        if odd[0] not in modules(shapes):
             problem = "is no projection of this base: an adapter of another model?"
-        raise ValueError(f"--adapter {folder}: {module} {problem}")
+        raise ValueError(f"--adapter {folder}: {odd[0]} {problem}")
 
 
 def modules(shapes: Shapes) -> list[str]:
@@ -117,10 +107,16 @@ def targeted(module: str, config: dict) -> bool:
 
 
 def matches(names: list[str] | str | None, module: str) -> bool:
-    """A text is a pattern for the whole name, a list holds ends of names."""
+    """A text is a pattern for the whole name (or PEFT's word for all), a list holds ends of names."""
     if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
-    return any(f".{module}".endswith(f".{name}") for name in names or [])
+        return names.lower() == "all-linear" or any(re.fullmatch(names, name) for name in aliases(module))
+    return any(f".{alias}".endswith(f".{name}") for name in names or [] for alias in aliases(module))
+
+
+def aliases(module: str) -> list[str]:
+    """A projection's names in the models that an adapter may come from: classifier, bare backbone, part."""
+    bare = module.removeprefix("model.")
+    return [module, bare, *(prefix + bare for prefix in TEXT_PART)]
 
 
 def lora_of(

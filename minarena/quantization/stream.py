@@ -20,27 +20,30 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from tqdm import tqdm
 
-from minarena.files.adapter import is_finite
-from minarena.files.base import check_vocabulary, load_tokenizer
+from minarena.files.base import empty_model, read_config
+from minarena.files.durable import TMP_SUFFIX
 from minarena.files.shards import (
     DTYPES,
     FLOATS,
+    LARGEST,
     Layout,
+    Shapes,
     Stored,
     cut_into_shards,
+    match_tensors,
+    number_problem,
     open_shards,
     write_index,
     write_shard,
 )
+from minarena.files.tokenizer import check_vocabulary, load_tokenizer, write_tokenizer
 from minarena.int8 import dequantize, quantize
-from minarena.lora import PROJECTIONS, merged_weight
-from minarena.quantization.merge import Merge, Shapes, read_merge
-from minarena.runtime.console import first_line
+from minarena.lora import is_projection, merged_weight
+from minarena.quantization.merge import Merge, read_merge
 from minarena.text import pad_id
 
 SHARD_BYTES = 2_000_000_000
 CHUNK = 1 << 22  # weights merged and quantized at a time: 16 MB as fp32 (64 MB took twice the CPU time)
-LARGEST = torch.finfo(torch.float16).max  # bitsandbytes quantizes from fp16
 
 
 @dataclass
@@ -84,75 +87,30 @@ def classifier(folder: str, labels: int) -> tuple[object, Shapes]:
 
     Raises ValueError where the base is quantized in another way, or is no plain decoder.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        method = config.__dict__.pop("quantization_config", None) or {}
-        config.num_labels = labels
-        with torch.device("meta"):  # names and shapes without memory
-            keywords = {"attn_implementation": "eager", "trust_remote_code": False}
-            model = AutoModelForSequenceClassification.from_config(config, **keywords)
-    except Exception as error:  # transformers raises many kinds for one user's mistake
-        raise ValueError(f"--model {folder}: config.json: {first_line(error)}") from error
-    if method and not method.get("load_in_8bit"):
-        raise ValueError(f"--model {folder}: {method.get('quant_method')} weights: take the float model")
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] not in (*PROJECTIONS, "score"):
-            raise ValueError(f"--model {folder}: {name} is a linear layer other than the seven projections")
+    config = read_config(folder)
+    method = vars(config).pop("quantization_config", None) or {}
+    if config.num_labels != labels:
+        config.problem_type = (
+            None  # a reward model's "regression" would be the loss of transformers' classifier
+        )
+    config.num_labels = labels
+    model = empty_model(folder, config, AutoModelForSequenceClassification)
     threshold = method.get("llm_int8_threshold", 6.0)
     config.quantization_config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold).to_dict()
     config.architectures = [type(model).__name__]
     return config, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def match_tensors(folder: str, stored: dict[str, Stored], shapes: Shapes) -> dict[str, Stored]:
-    """The tensors under the classifier's names, without an LM head; ValueError where they do not fit."""
-    tensors = {}
-    for key, tensor in stored.items():
-        name = key if key in shapes or f"model.{key}" not in shapes else f"model.{key}"  # a bare backbone's
-        if not key.startswith("lm_head.") and not key.endswith("rotary_emb.inv_freq"):
-            check(f"{folder}/{tensor.file}: tensor {key}", name, tensor, shapes)
-            tensors[name] = tensor
-    for name in shapes:
-        if name not in tensors and name != "score.weight":
-            raise ValueError(f"--model {folder}: the weights lack {name}")
-        scale = name.removesuffix("weight") + "SCB"
-        if name in tensors and tensors[name].dtype == "I8" and scale not in tensors:
-            raise ValueError(f"--model {folder}: the weights lack {scale}, the scales of {name}")
-    return tensors
-
-
-def check(where: str, name: str, tensor: Stored, shapes: Shapes) -> None:
-    """ValueError if a tensor of the base has no place in the classifier, another shape or an odd dtype."""
-    module, _, leaf = name.rpartition(".")
-    weight = shapes.get(f"{module}.weight")
-    scale = {"SCB": weight[:1], "weight_format": ()} if is_projection(f"{module}.weight") and weight else {}
-    wanted = scale.get(leaf, tensor.shape if module.startswith("score") else shapes.get(name))
-    if wanted is None:
-        raise ValueError(f"{where} has no place in a sequence classifier of this config.json")
-    if tensor.shape != wanted:
-        raise ValueError(f"{where} is {tensor.shape}: config.json needs {wanted}")
-    kinds = {"SCB": ["F32"], "weight_format": ["U8", "I8"]}.get(leaf, [*FLOATS])
-    if tensor.dtype not in kinds + ["I8"] * is_projection(name):
-        raise ValueError(f"{where} is stored as {tensor.dtype}: neither float nor bitsandbytes' 8-bit")
-    if leaf == "weight_format" and tensor.read().item() != 0:
-        raise ValueError(f"{where} is not 0: another format than bitsandbytes' rows")
-
-
-def is_projection(name: str) -> bool:
-    """`model.layers.0.self_attn.q_proj.weight` is one."""
-    return name.endswith(".weight") and name.split(".")[-2] in PROJECTIONS
-
-
 @contextlib.contextmanager
 def new_folder(out: str, size: int) -> Iterator[Path]:
-    """A new folder `out`.unfinished that becomes `out` if the block ends well, and is gone if it does not.
+    """A new folder beside `out` that takes the name `out` if the block ends well, and is deleted if not.
 
     size: bytes that will be written. Raises ValueError where either folder exists or the disk is full.
     """
     final = Path(out)
-    aside = final.with_name(final.name + ".unfinished")
+    aside = final.with_name(f"{final.name}.{TMP_SUFFIX}")
     if final.exists():
         raise ValueError(f"--out {out} exists: give a new folder, or delete it")
     if aside.exists():
@@ -196,7 +154,7 @@ def convert(
     """
     tokenizer = load_tokenizer(source.folder)
     check_vocabulary(tokenizer, source.config.vocab_size)
-    tokenizer.save_pretrained(into)
+    write_tokenizer(tokenizer, source.folder, into)
     if source.config.pad_token_id is None:  # without one, transformers' classifier takes single rows only
         source.config.pad_token_id = pad_id(tokenizer)
     errors: dict[str, float] = {}
@@ -224,8 +182,8 @@ def converted(
         else:
             new = name == "score.weight" and source.head == "new"
             tensor = new_head(source, seed) if new else source.read(name)
-            if not is_finite(tensor):
-                raise ValueError(f"{source.folder}: tensor {name} has NaN or infinity in it")
+            if problem := number_problem(tensor):
+                raise ValueError(f"--model {source.folder}: tensor {name} has {problem}")
             yield tensor
         bar.update(sum(layout.bytes() for layout in layouts_of(source, name)))
 
@@ -241,8 +199,8 @@ def quantized(source: Source, name: str, device) -> tuple[Tensor, Tensor, float 
     as it is: error None."""
     module = name.removesuffix(".weight")
     if source.read(name).dtype == torch.int8 and module not in source.merge.matrices:
-        if not is_finite(source.read(f"{module}.SCB")):
-            raise ValueError(f"{source.folder}: tensor {module}.SCB has NaN or infinity in it")
+        if problem := number_problem(source.read(f"{module}.SCB")):
+            raise ValueError(f"--model {source.folder}: tensor {module}.SCB has {problem}")
         return source.read(name), source.read(f"{module}.SCB"), None
     parts, wrong, whole = [], 0.0, 0.0
     for W in float_rows(source, name, device):
@@ -270,10 +228,7 @@ def float_rows(source: Source, name: str, device) -> Iterator[Tensor]:
             W = merged_weight(W, A.to(device), B[rows].to(device), scale)
         elif SCB is None:
             W = W.to(source.config.dtype)
-        low, high = W.aminmax()
-        if not (low >= -LARGEST and high <= LARGEST):  # so put, NaN is caught too: aminmax passes it on
-            beyond = low.isfinite() and high.isfinite()
-            problem = f"values above {LARGEST:,.0f}, fp16's largest" if beyond else "NaN or infinity in it"
-            problem += " after the merge" * (A is not None)
-            raise ValueError(f"{source.folder}: tensor {name} has {problem}")
+        if problem := number_problem(W, LARGEST):
+            when = "" if A is None else " after the merge"
+            raise ValueError(f"--model {source.folder}: tensor {name} has {problem}{when}")
         yield W

@@ -30,7 +30,12 @@ def first_line(error: Exception) -> str:
     line, *more = (str(error).strip() or type(error).__name__).splitlines()
     if line.endswith(":") and more:
         line += " " + more[0].strip()
-    return "".join(c if c.isprintable() else "?" for c in line)  # some quote the bytes of a damaged file
+    return printable(line)  # some quote the bytes of a damaged file
+
+
+def printable(text: str) -> str:
+    """Any text, such as the name of a file, as one line that cannot move a terminal's cursor or colour it."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def run_command(main: Callable, again: str = "nothing was written") -> None:
@@ -49,7 +54,7 @@ def run_command(main: Callable, again: str = "nothing was written") -> None:
         out_of_memory = isinstance(error, torch.OutOfMemoryError)
         if isinstance(error, RuntimeError) and not out_of_memory:
             raise  # a mistake of ours: the traceback is needed
-        end = f"{name}: {first_line(error) if out_of_memory else error}"
+        end = f"{name}: {first_line(error) if out_of_memory else printable(str(error))}"
     # raised outside `except`, so the traceback is freed and open progress bars close
     raise SystemExit(end)
 

@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as ranks
@@ -28,7 +29,10 @@ from minarena.dist import this_world
 
 def launch(command: Callable, *arguments) -> None:
     """Call command(*arguments), under torchrun as one rank of several."""
-    world = this_world()
+    try:
+        world = this_world()
+    except ValueError as error:
+        raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from error
     if world.size > 1:
         run_rank(command, arguments, world.rank, world.size)
     else:

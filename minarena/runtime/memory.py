@@ -9,6 +9,7 @@ or raise the budget again.
 """
 
 import gc
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -56,19 +57,36 @@ def predict_on_all_ranks(
     compute: Compute,
     world: World,
     label: str | None = None,
-) -> np.ndarray:
+    stop: Sequence = (),
+) -> np.ndarray | None:
     """P(the answer shown first wins) of each row, (rows,) on every rank; each rank computes a share of them.
 
-    names: the rows' ids, unique: results are joined by them. label: of the progress bar. Raises ValueError
-    that names the id of a row without a prediction.
+    names: the rows' ids, unique: results are joined by them. label: of the progress bar. stop:
+    predict_p_first's; where it ends one rank, all get None. Raises ValueError that names the id of a row
+    without a prediction.
     """
     mine = np.sort(balance_by_tokens([len(row) for row in rows], world.size)[world.rank])
     my_rows, my_names = [rows[i] for i in mine], [names[i] for i in mine]
-    p = retry_on_oom_(partial(predict_p_first, model, my_rows, compute, label, my_names), my_rows, compute)
-    found = {}
-    for part in world.all_gather(dict(zip(my_names, p, strict=True))):
-        found |= part
+    predict = partial(predict_p_first, model, my_rows, compute, label, my_names, stop)
+    p = retry_on_oom_(predict, my_rows, compute)
+    parts = world.all_gather(None if p is None else dict(zip(my_names, p, strict=True)))
+    if None in parts:
+        return None
+    found = {name: p for part in parts for name, p in part.items()}
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(f"no prediction for {len(missing)} of {len(names)} rows: id {missing[0]!r}")
     return np.array([found[name] for name in names])
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Most memory held at a time: on a GPU by its tensors, on a CPU by the process; None where nobody
+    counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource  # there is none on Windows
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # macOS counts in bytes, Linux in KiB

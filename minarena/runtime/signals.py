@@ -10,6 +10,7 @@ What it does not do: stop anything by itself, or change what a signal does outsi
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,9 +21,13 @@ def catch_stop_signals(announce: bool = True) -> Iterator[list[int]]:
 
     A Ctrl-C after the first signal ends the process at once. A second SIGTERM does not: `timeout` and some
     batch systems send two in a row. A signal that was ignored before (nohup, a job in the background) stays
-    ignored. announce: whether a line says so; of several ranks one does.
+    ignored. Outside the main thread Python allows no handlers: both signals act as ever. announce: whether a
+    line says so; of several ranks one does.
     """
     numbers = []
+    if threading.current_thread() is not threading.main_thread():
+        yield numbers
+        return
 
     def note(number: int, _frame) -> None:
         if announce and not numbers:  # not print(): a signal may come in the middle of another print

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from benchmarks import hostile
-from minarena.files.base import load_tokenizer
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
+from minarena.files.tokenizer import load_tokenizer
 from minarena.text import encode
 from minarena.tiny import byte_tokenizer
 

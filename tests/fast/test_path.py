@@ -225,8 +225,8 @@ def test_why_not_names_the_reason(tiny, monkeypatch):
         attention.head_dim, backbone.config.attn_logit_softcapping = D, cap
         said = why_not(backbone, torch.bfloat16)
         assert reason in said if reason else said == ""
-    backbone.config.model_type = "mistral"
-    assert "mistral" in why_not(backbone, torch.bfloat16)
+    backbone.config.model_type = "olmo2"
+    assert "olmo2" in why_not(backbone, torch.bfloat16)
     monkeypatch.undo()
     plain = load_backbone(tiny, CPU, torch.float32, quantize=False)
     monkeypatch.setattr(type(plain), "device", torch.device("cuda"))

@@ -26,7 +26,8 @@ from transformers import AutoTokenizer
 import infer
 import quantize
 import train
-from minarena.files.base import base_folder, check_vocabulary, load_backbone, load_tokenizer
+from minarena.files.base import base_folder, load_backbone
+from minarena.files.tokenizer import check_vocabulary, load_tokenizer
 from minarena.quantization.stream import open_source
 from minarena.tiny import write_tiny
 

@@ -252,7 +252,7 @@ def test_a_checkpoint_is_an_adapter_of_its_own(tiny, cut_off, straight):
 def test_an_evaluation_that_fails_at_the_end_costs_no_step(words, straight, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(CutOff):
-        patch.setattr(train, "save_results", lambda *_: stop())
+        patch.setattr(run, "save_results", lambda *_: stop())
         train.main([*words, "--out", str(out)])
     train.main([*words, "--out", str(out), "--resume"])
     assert_same_run(straight, out)
@@ -274,7 +274,7 @@ def test_an_unfinished_write_is_no_checkpoint(tiny, tmp_path, monkeypatch):
         save_checkpoint(str(tmp_path), 3, model, optimizer, config, tiny)
     assert not find_checkpoints(str(tmp_path))
     save_checkpoint(str(tmp_path), 3, model, optimizer, config, tiny)
-    assert load_checkpoint_(str(tmp_path), model, optimizer) == 3
+    assert load_checkpoint_(str(tmp_path), model, optimizer)[0] == 3
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-3", "log.jsonl"}
 
 
@@ -294,7 +294,7 @@ def test_adamw8bit_goes_on_from_a_checkpoint_bit_for_bit(tiny, tmp_path):
     save_checkpoint(str(tmp_path), 3, model, straight, config, tiny)
     other, _ = adapted(tiny, r=64)
     resumed = bnb.optim.AdamW8bit(trainable(other), lr=1e-2, weight_decay=0.0)
-    assert load_checkpoint_(str(tmp_path), other, resumed) == 3
+    assert load_checkpoint_(str(tmp_path), other, resumed)[0] == 3
     before = [p.detach().clone() for p in trainable(other)]
     steps(model, straight, range(3, 6))
     steps(other, resumed, range(3, 6))

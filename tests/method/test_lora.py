@@ -136,6 +136,12 @@ def test_a_model_without_projections_or_too_few_layers_is_refused(tiny):
         inject_lora_(load_backbone(tiny, CPU, torch.float32), R, ALPHA, freeze_layers=2)
 
 
+def test_projections_outside_of_numbered_layers_are_wrapped_whatever_is_frozen():
+    block = nn.ModuleDict({name: nn.Linear(4, 4) for name in PROJECTIONS})
+    for freeze_layers in (0, 3):
+        assert inject_lora_(block, R, ALPHA, freeze_layers=freeze_layers) == list(PROJECTIONS)
+
+
 def test_the_layer_number_is_read_from_the_name():
     assert layer_number("model.layers.17.self_attn.q_proj.lora_A.weight") == 17
     assert layer_number("score.weight") == -1

@@ -10,6 +10,7 @@ the spread of many drawn samples.
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.stats import linregress, pearsonr
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
@@ -221,3 +222,35 @@ def test_the_bootstrap_of_a_correlation_is_its_spread_over_many_samples():
 def test_one_prompt_has_no_standard_error():
     result = scores(np.array([1.0, 0.0]), np.array([0.7, 0.7]), np.array(["same", "same"]))
     assert result["accuracy"] == 0.5 and result["accuracy_se"] is result["log_loss_se"] is None
+
+
+def test_the_logistic_fit_is_that_of_scipys_minimiser_and_finite_where_x_tells_all_labels():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=300)
+    hard = (rng.random(300) < 1 / (1 + np.exp(-0.4 - 1.5 * x))).astype(float)
+    for label in (hard, 0.1 + 0.8 * hard, (x > 0).astype(float), np.ones(300)):  # the last two: separable
+
+        def objective(b, label=label):
+            logit = b[0] + b[1] * x
+            return (np.logaddexp(0, logit) - label * logit).sum() + 1e-3 / 2 * (b**2).sum()
+
+        best = minimize(objective, np.zeros(2), tol=1e-12).x
+        found = reliability.logistic_fit(x, label)
+        np.testing.assert_allclose(found, 1 / (1 + np.exp(-best[0] - best[1] * x)), atol=2e-3)
+        assert np.all(np.isfinite(found)) and objective(best) == pytest.approx(
+            (metrics.cross_entropy(label, found)).sum() + 1e-3 / 2 * (best**2).sum(), abs=1e-2
+        )
+
+
+def test_the_rule_of_the_longer_answer_row_by_row():
+    a, b = np.array([5, 5, 5, 1, 1]), np.array([1, 1, 5, 5, 5])
+    found = reliability.longer_wins(a, b, np.array([1.0, 0.0, 1.0, 0.0, 1.0]))
+    assert found.tolist() == [1, 0, 0.5, 1, 0]
+
+
+def test_the_calibration_error_of_perfect_probabilities_is_what_chance_alone_gives():
+    _, p = drawn(400)
+    several = [(np.random.default_rng(seed).random(400) < p).astype(float) for seed in range(1, 100)]
+    found = [reliability.calibration_error(label, p, np.ones(400)) for label in several]
+    expected = reliability.chance_calibration_error(p)
+    assert expected == pytest.approx(np.mean(found), abs=4 * np.std(found) / 10) and expected > 0.02

@@ -215,7 +215,7 @@ def test_weights_that_lack_a_tensor_or_are_of_another_method_are_refused_by_name
     shutil.copytree(tiny, deeper)
     changes = {"num_hidden_layers": 3, "layer_types": [*config["layer_types"], "sliding_attention"]}
     (deeper / "config.json").write_text(json.dumps({**config, **changes}))
-    assert "the weights lack layers.2." in refusal(deeper)
+    assert "the weights lack model.layers.2." in refusal(deeper)
     four = tmp_path / "four-bit"
     shutil.copytree(tiny, four)
     method = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}

@@ -19,9 +19,9 @@ from tokenizers import pre_tokenizers
 from transformers import GemmaTokenizer, Qwen2Tokenizer
 
 from minarena.data import swapped
-from minarena.files.base import load_tokenizer
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
+from minarena.files.tokenizer import load_tokenizer
 from minarena.text import encode, pad_id
 from minarena.tiny import byte_tokenizer, demo_pairs
 

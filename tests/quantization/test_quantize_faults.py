@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from test_quantize import quantized
 
 import minarena.quantization.stream
-from minarena.files.base import load_tokenizer
+from minarena.files.tokenizer import load_tokenizer
 from minarena.quantization.stream import new_folder
 
 
