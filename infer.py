@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from minarena.config import SEED, UNRECORDED, InferConfig, parse
+from minarena.data import output_ids
 from minarena.dist import World, this_world
 from minarena.ensemble.parts import PART, open_parts
 from minarena.ensemble.predict import Predictor, TrainedAdapter, find_adapter, passes, predict_pairs
@@ -27,12 +28,14 @@ from minarena.files.base import base_fingerprint, check_folder, ids_changed, loa
 from minarena.files.durable import TMP_SUFFIX, file_record, write_whole
 from minarena.files.fingerprint import differences
 from minarena.files.lock import unlock_folder
-from minarena.files.pairs import read_pairs
+from minarena.files.pairs import READING, as_typed, read_pairs
 from minarena.files.repair import repaired
+from minarena.files.sources import data_files, records
 from minarena.metrics import scores
 from minarena.model import DTYPES, default_dtype
 from minarena.runtime.console import by_language, device_name, plain_bars, plus_minus, run_command, say
 from minarena.runtime.launch import launch
+from minarena.runtime.warn import say_encoding
 from minarena.step import make_compute
 from minarena.text import pad_id
 from minarena.tiny import HELD_OUT_ROWS, demo_pairs
@@ -45,7 +48,8 @@ def main(argv: list[str] | None = None) -> dict:
         check(config)
     out = config.pseudo or config.out
     for path in [out, config.probs] if config.probs else [out]:
-        check_writable(path, [*config.data, *config.exclude], world)
+        inputs = [file for name in (*config.data, *config.exclude) for file in data_files(name)]
+        check_writable(path, inputs, world)
     if config.probs and Path(out).resolve() == Path(config.probs).resolve():
         raise ValueError(f"--probs {config.probs} is the other output's file, too: give another name")
     if config.distill:
@@ -58,7 +62,7 @@ def main(argv: list[str] | None = None) -> dict:
         table = unlabelled(config) if config.pseudo else load_rows(config)
         describe(config, adapters, table, out, device)
         base = check_base(config, adapters, typed)
-        parts = claim_parts(config, adapters, base, len(table), out, world)
+        parts = claim_parts(config, adapters, base, table, out, world)
         p_a, seconds = predict(config, adapters, table, parts, device, world)
         made = describe_passes(config, adapters)
         result = {"adapters": config.adapter, "passes": made, "seconds": round(seconds, 2)}
@@ -71,9 +75,11 @@ def main(argv: list[str] | None = None) -> dict:
         result["labels"] = write_labels(out, table, p_a, config.pseudo_threshold)
     else:
         winner = ["model_a" if x > 0.5 else "model_b" for x in p]
-        write_whole(pd.DataFrame({"id": table["id"], "winner": winner}), out)
+        write_whole(pd.DataFrame({"id": output_ids(table), "winner": winner}), out)
     if config.probs:
-        probs = pd.DataFrame({"id": table["id"], "winner_model_a": p, "winner_model_b": 1 - p})
+        probs = pd.DataFrame({"id": output_ids(table), "winner_model_a": p, "winner_model_b": 1 - p})
+        if "chosen" in table:  # nan where a file has no chosen answers
+            probs["p_chosen"] = table["chosen"] * p + (1 - table["chosen"]) * (1 - p)
         write_whole(probs, config.probs)
     if parts:
         shutil.rmtree(parts)
@@ -156,7 +162,7 @@ def check_base(config: InferConfig, adapters: list[TrainedAdapter], typed: bool)
 
 def load_rows(config: InferConfig) -> pd.DataFrame:
     if config.data:
-        return read_pairs(config.data, config.limit, bar=tqdm)
+        return read_pairs(config.data, config.limit, bar=tqdm, **as_typed(vars(config)))
     if config.model != "tiny":
         raise ValueError("--data FILE is needed: only the demo has rows of its own")
     say("The demo's held-out pairs: about topics that the training pairs never mention.")
@@ -185,22 +191,29 @@ def describe_passes(config: InferConfig, adapters: list[TrainedAdapter]) -> list
 
 
 def claim_parts(
-    config: InferConfig, adapters: list[TrainedAdapter], base: dict, rows: int, out: str, world: World
+    config: InferConfig,
+    adapters: list[TrainedAdapter],
+    base: dict,
+    table: pd.DataFrame,
+    out: str,
+    world: World,
 ) -> Path | None:
     """The folder of the parts of a long file, on the rank that writes; None for a short one.
 
     Raises ValueError where ranks differ, or where the folder holds parts of another command.
     """
-    if rows <= PART and world.size == 1:
+    if len(table) <= PART and world.size == 1:
         return None
     options = {
         name: getattr(config, name) for name in ("max_length", "truncation", "model", "matmul", "fast")
     }
     decides = options | {"dtype": str(DTYPES[config.dtype]), "base": base}
     decides["adapter"] = [[adapter.order, weights_hash(adapter)] for adapter in adapters]
-    decides["data"] = [file_record(path)["sha256"] for path in config.data]
+    decides["data"] = [record["sha256"] for record in records(config.data)]
+    decides |= {"columns": config.columns} if config.columns else {}
+    decides |= {"reading": READING} if "chosen" in table else {}
     world.require_same_on_all_ranks(decides)
-    return open_parts(f"{out}.parts", decides) if rows > PART and not world.rank else None
+    return open_parts(f"{out}.parts", decides) if len(table) > PART and not world.rank else None
 
 
 def weights_hash(adapter: TrainedAdapter) -> str:
@@ -229,6 +242,8 @@ def predict(
         take_fast_path_(model, dtype)
     compute = make_compute(config.token_budget, device, dtype, pad_id(tokenizer), training=False)
     base = Predictor(model, tokenizer, compute, config.max_length, config.truncation, parts, world)
+    orders = {order for _, order, _ in passes(adapters, config.tta, None)}
+    say_encoding(tokenizer, texts, config.max_length, config.truncation, orders)
     start = time.perf_counter()
     p_a = predict_pairs(base, texts, adapters, config.tta, config.tta_fraction, config.weights)
     return p_a, time.perf_counter() - start

@@ -30,9 +30,10 @@ from minarena.fast.recompute import fit_layers_
 from minarena.files.adapter import load_adapter_, read_adapter
 from minarena.files.base import check_folder, load_base, round_activations_
 from minarena.files.durable import file_record
-from minarena.files.pairs import read_pairs
+from minarena.files.pairs import READING, as_typed, read_pairs
 from minarena.files.repair import repaired
 from minarena.files.run import Run
+from minarena.files.sources import records
 from minarena.metrics import scores
 from minarena.model import DTYPES, AdapterConfig, attach_adapter_, default_dtype
 from minarena.optim import lr_at, make_optimizer
@@ -41,6 +42,12 @@ from minarena.runtime.console import describe_data, plain_bars, print_plan, prin
 from minarena.runtime.launch import launch
 from minarena.runtime.memory import peak_bytes, predict_on_all_ranks, retry_on_oom_
 from minarena.runtime.signals import catch_stop_signals
+from minarena.runtime.warn import (
+    check_disjoint,
+    refuse_one_sided,
+    say_shared_prompts,
+    say_unknown_characters,
+)
 from minarena.step import Compute, make_compute, train_step
 from minarena.text import pad_id
 from minarena.tiny import DEMO_LR, DEMO_ROWS, HELD_OUT_ROWS, demo_pairs
@@ -58,6 +65,7 @@ def main(argv: list[str] | None = None) -> dict:
     pairs, held_out = (repaired(table, ranks=world.local_size) for table in (pairs, held_out))
     model, adapter, tokenizer, compute = build(config, device, pairs)
     run.record_computing(model, compute.token_budget)
+    say_unknown_characters(tokenizer, pairs, held_out)
     optimizer = make_optimizer(model, config.weight_decay)
     rows, held_out = encode_rows(tokenizer, pairs, config), encode_both_orders(tokenizer, held_out, config)
     del pairs  # its texts are no longer needed: those of 600,000 rows are gigabytes
@@ -69,9 +77,8 @@ def main(argv: list[str] | None = None) -> dict:
     if device.type == "cuda":  # choose the layers that are recomputed in the backward
         fit_layers_(model, compute.token_budget, longest=max(map(len, rows.rows)))
     print_plan(config, model, rows, steps, compute.token_budget)
-    options = {name: getattr(config, name) for name in ("max_grad_norm", "label_smoothing")} | {
-        "world": world
-    }
+    options = {name: getattr(config, name) for name in ("max_grad_norm", "label_smoothing")}
+    options["world"] = world
     with catch_stop_signals(announce=run.writes) as signals:
         if due(first, config.eval_every) and not run.has_eval(first):  # a signal cut it off
             evaluate_midway(run, first, model, held_out, compute, signals)
@@ -134,7 +141,8 @@ def record_of(config: TrainConfig, pairs: pd.DataFrame, device: torch.device, wo
     """What train_config.json says of the run: all options, the data files with hashes, rows, device, ranks.
     (Run adds versions, the commit, and whether the fast or the reference path ran.)"""
     files = [*config.data, config.eval_data] if config.eval_data else config.data
-    record = asdict(config) | {"data_files": [file_record(path) for path in files], "rows": len(pairs)}
+    record = asdict(config) | {"data_files": records(files), "rows": len(pairs)}
+    record |= {"reading": READING} if "chosen" in pairs else {}
     if config.init_adapter:
         start = file_record(f"{config.init_adapter}/adapter_model.safetensors")
         record["init_adapter_sha256"] = start["sha256"]
@@ -146,18 +154,15 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     if not config.data:
         pairs = demo_pairs(DEMO_ROWS, config.seed).head(config.limit or DEMO_ROWS)
         return pairs, demo_pairs(HELD_OUT_ROWS, config.seed, held_out=True)
-    pairs = read_pairs(config.data, config.limit, config.ties, tqdm)
+    pairs = read_pairs(config.data, config.limit, config.ties, tqdm, **as_typed(vars(config)))
     if config.pseudo_weight != 1 and "pseudo" not in pairs:
         raise ValueError(f"--pseudo-weight {config.pseudo_weight}: no file of --data has pseudo-labels")
     if config.eval_data:
-        held_out = read_pairs(
-            [config.eval_data], bar=tqdm
-        )  # without --limit and --ties: figures stay comparable
-        shared = sorted(set(pairs["id"]) & set(held_out["id"]))
-        if shared:
-            raise ValueError(f"--eval-data {config.eval_data}: id {shared[0]!r} is in --data, too")
+        # without --limit and --ties: figures stay comparable
+        held_out = read_pairs([config.eval_data], bar=tqdm, **as_typed(vars(config)))
+        check_disjoint(pairs, held_out, config.eval_data)
     else:
-        pairs, held_out = split(pairs, config.n_splits, config.fold)
+        pairs, held_out = split(pairs, config.n_splits, config.fold, config.split_by)
     for table, name in ((pairs, "--data"), (held_out, "the held-out part")):
         if not len(table):
             remedy = "see what was left out, --n-splits, --fold, --limit, --ties; or give --eval-data"
@@ -165,6 +170,8 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
         unknown = table["id"][table["label"].isna()]
         if len(unknown):
             raise ValueError(f"{name}: no winner for id {unknown.iloc[0]!r}: training needs a column winner")
+    refuse_one_sided(pairs, config.order)
+    say_shared_prompts(pairs, held_out)
     return pairs, held_out
 
 

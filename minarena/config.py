@@ -44,6 +44,11 @@ class TrainConfig:
     ties: Literal["drop", "half"] = option("drop", "rows of ties: left out, or labelled one half")
     pseudo_weight: float = option(1.0, "weight in the loss of rows labelled with a pair of probabilities")
     limit: int | None = option(None, "use the first N rows only")
+    columns: list[str] = option(
+        [], "KEY=NAME ..: what a column is, where its name does not tell (a=answer_1)"
+    )
+    winner_words: list[str] = option([], "KEY=WORD ..: what the column winner says for a, b, tie (a=1 b=2)")
+    split_by: Literal["row", "prompt"] = option("row", "prompt: rows of a prompt are held out together")
     n_splits: int = option(1000, "held out: rows whose index modulo N equals --fold (48,439 rows: 49)")
     fold: int = option(0, "which of the --n-splits parts is held out")
 
@@ -102,6 +107,10 @@ class InferConfig:
     tta_fraction: float = option(0.4, "uncertain = as all, but for this share of the rows, those nearest 0.5")
     weights: list[float] = option([], "one weight an adapter (default: equal)")
     limit: int | None = option(None, "the first N rows only")
+    columns: list[str] = option(
+        [], "KEY=NAME ..: what a column is, where its name does not tell (a=answer_1)"
+    )
+    winner_words: list[str] = option([], "KEY=WORD ..: what the column winner says for a, b, tie (a=1 b=2)")
     out: str = option("submission.csv", "id, winner: a line a row, in input order (.csv, .parquet)", "files")
     probs: str | None = option(None, "file of id, winner_model_a, winner_model_b (.csv, .parquet)")
     pseudo: str | None = option(None, "instead of --out: a training file with winner = [p_a, p_b]")
@@ -130,6 +139,9 @@ class QuantizeConfig:
 AT_LEAST = {"limit": 1, "n_splits": 2, "fold": 0, "max_length": 8, "batch_size": 1, "token_budget": 1}
 AT_LEAST |= {"epochs": 1, "weight_decay": 0, "max_grad_norm": 0, "lora_r": 1, "freeze_layers": 0, "seed": 0}
 AT_LEAST |= {"eval_every": 1, "save_every": 1, "labels": 1}
+KEYS = {"columns": ["prompt", "system", "a", "b", "winner", "chosen", "rejected"], "winner_words": ["a", "b"]}
+KEYS["columns"] += ["score_a", "score_b", "id", "language"]
+KEYS["winner_words"] += ["tie"]
 FRACTIONS = ("tta_fraction", "warmup_ratio", "label_smoothing", "lora_dropout", "head_dropout")
 
 
@@ -221,6 +233,11 @@ def contradiction(config, typed: dict) -> str:
         flag = f"--{name.replace('_', '-')} {value}"
         if name in AT_LEAST and isinstance(value, int | float) and not AT_LEAST[name] <= value < math.inf:
             return f"{flag}: must be {AT_LEAST[name]} or more"
+        for word in value if name in KEYS else ():
+            key, _, said = word.partition("=")
+            if key not in KEYS[name] or not said:
+                known = ", ".join(KEYS[name])
+                return f"--{name.replace('_', '-')} {word}: must be KEY=NAME, KEY one of {known}"
         if name in FRACTIONS and not 0 <= value < 1:
             return f"{flag}: must be at least 0 and below 1"
         if name in ("lr", "lora_alpha", "pseudo_weight") and value is not None and not 0 < value < math.inf:
@@ -246,10 +263,11 @@ def contradiction(config, typed: dict) -> str:
 def train_contradiction(config: TrainConfig, typed: dict) -> str:
     if config.fold >= config.n_splits:
         return f"--fold {config.fold}: must be below --n-splits {config.n_splits}"
-    if not config.data and ("fold" in typed or "n_splits" in typed):
-        return "--fold and --n-splits need --data FILE: the demo pairs bring their own held-out part"
-    if config.eval_data and ("fold" in typed or "n_splits" in typed):
-        return "--eval-data is the held-out part: drop --fold and --n-splits"
+    parting = {"fold", "n_splits", "split_by"} & typed.keys()
+    if not config.data and parting:
+        return "--fold, --n-splits and --split-by need --data FILE: the demo pairs bring their held-out part"
+    if config.eval_data and parting:
+        return "--eval-data is the held-out part: drop --fold, --n-splits and --split-by"
     if config.model != "tiny" and not config.data:
         return f"--model {config.model} needs --data FILE: the generated pairs are for --model tiny"
     fixed = [name for name in ("lora_r", "lora_alpha", "freeze_layers", "head") if name in typed]

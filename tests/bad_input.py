@@ -6,9 +6,11 @@ ACCEPTED: (name of the file, its bytes, what the table must hold in its first ro
 Data only; test_bad_input.py gives them to the readers and to the commands.
 """
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 
 import pandas as pd
 import pyarrow as pa
@@ -43,6 +45,10 @@ def without(column: str) -> bytes:
     return jsonl({name: cell for name, cell in ROW.items() if name != column})
 
 
+def zstd(content: bytes) -> bytes:
+    return pa.compress(content, codec="zstd", asbytes=True)
+
+
 def parquet(table, **more) -> bytes:
     file = io.BytesIO()
     pq.write_table(table if isinstance(table, pa.Table) else pa.table(table), file, **more)
@@ -58,6 +64,13 @@ def damaged(table: dict, old: bytes, new: bytes) -> bytes:
     whole = parquet(table, compression="none", use_dictionary=False, write_statistics=False)
     assert old in whole
     return whole.replace(old, new)
+
+
+def arrow(kind) -> bytes:
+    table, file = pa.table(columns()), io.BytesIO()
+    with kind(file, table.schema) as writer:
+        writer.write_table(table)
+    return file.getvalue()
 
 
 WHOLE = parquet(columns())
@@ -84,7 +97,7 @@ REFUSED = [
     ("cut.parquet", WHOLE[: len(WHOLE) // 2], ["parquet"]),
     ("cut-end.parquet", WHOLE[:-4], ["parquet"]),
     ("only-magic.parquet", b"PAR1", ["parquet"]),
-    ("cut.jsonl.gz", gzip.compress(jsonl(ROW))[:-9], ["row 2", "end-of-stream"]),
+    ("cut.jsonl.gz", gzip.compress(jsonl(ROW))[:-9], ["jsonl", "end-of-stream"]),
     ("cut.csv.gz", gzip.compress(HEAD + GOOD)[:20], ["csv", "end-of-stream"]),
     # ------------------------------------------------------------ encodings
     ("utf-16.csv", UTF8.encode("utf-16"), ["line 1 is not UTF-8", "save the file as UTF-8"]),
@@ -103,22 +116,39 @@ REFUSED = [
     ("really-jsonl.csv", jsonl(ROW), ["csv"]),
     ("really-gz.jsonl", gzip.compress(jsonl(ROW)), ["line 1 is not UTF-8"]),
     ("not-gz.jsonl.gz", jsonl(ROW), ["Not a gzipped file"]),
-    ("array.jsonl", json.dumps([ROW]).encode(), ["row 1", "not an object with the columns as keys"]),
-    ("indented.jsonl", json.dumps(ROW, indent=1).encode(), ["row 1"]),
-    ("pairs.json", jsonl(ROW), ["unknown ending '.json'", ".parquet, .csv, .jsonl"]),
-    ("pairs.tsv", HEAD + GOOD, ["unknown ending '.tsv'"]),
+    ("pairs.txt", HEAD + GOOD, ["unknown ending '.txt'", ".parquet, .csv, .jsonl, .json", ".zst"]),
+    ("pairs.zip", b"PK", ["unknown ending '.zip'", "unpack it"]),
+    ("pairs.pkl", b"x", ["pickles are never loaded"]),
+    (
+        "table.json",
+        json.dumps({name: {"0": cell} for name, cell in ROW.items()}).encode(),
+        ["row 1", "{role, content}"],
+    ),
+    ("numbers.json", b"[1, 2]", ["row 1", "not an object with the columns as keys"]),
+    ("cut-array.json", json.dumps([ROW, ROW]).encode()[:-1], ["row 3", "does not end where its array does"]),
+    ("cut-element.json", json.dumps([ROW, ROW]).encode()[:-9], ["row 2", "json"]),
+    ("two-arrays.json", json.dumps([ROW]).encode() * 2, ["row 2", "does not end where its array does"]),
+    ("cut.json.zst", zstd(json.dumps([ROW]).encode())[:-9], ["json", "Truncated"]),
+    ("cut.jsonl.xz", lzma.compress(jsonl(ROW))[:-9], ["jsonl", "end-of-stream"]),
+    ("cut.csv.bz2", bz2.compress(HEAD + GOOD)[:-9], ["csv", "end-of-stream"]),
     ("pairs", HEAD + GOOD, ["unknown ending ''"]),
-    ("semicolons.csv", (HEAD + GOOD).replace(b",", b";"), ["missing column id, prompt, response_a"]),
+    ("bars.csv", (HEAD + GOOD).replace(b",", b"|"), ["missing: a, b", "it has id|prompt"]),
     # ------------------------------------------------------------ columns
-    ("no-prompt.jsonl", without("prompt"), ["missing column prompt", "it has id, response_a"]),
-    ("no-id.jsonl", without("id"), ["missing column id"]),
+    (
+        "no-prompt.jsonl",
+        without("prompt"),
+        ["missing: prompt", "it has id, response_a", "--columns prompt=NAME"],
+    ),
     (
         "renamed.csv",
         HEAD.replace(b"response_a", b"answer_a") + GOOD,
-        ["missing column response_a", "answer_a"],
+        ["missing: a, b", "--columns a=answer_a b=response_b"],
     ),
-    ("spaces.csv", HEAD.replace(b",prompt", b", prompt") + GOOD, ["missing column prompt"]),
-    ("capitals.csv", HEAD.replace(b"prompt", b"Prompt") + GOOD, ["missing column prompt"]),
+    (
+        "one-answer.jsonl",
+        jsonl({"prompt": "q", "response": "a", "rating": 3}),
+        ["one answer, response", "missing: a, b"],
+    ),
     (
         "twice.csv",
         b"id,prompt,prompt,response_a,response_b\n1,a,b,c,d\n",
@@ -135,7 +165,7 @@ REFUSED = [
         parquet(pa.Table.from_arrays([pa.array(["1"])] * 5, names=[*list(ROW)[:4], "prompt"])),
         ["column prompt: stands there twice"],
     ),
-    ("control.csv", b"id\x1b[31m,x\n1,2\n", ["missing column", r"'id\x1b[31m'"]),
+    ("control.csv", b"id\x1b[31m,x\n1,2\n", ["missing: a, b", r"'id\x1b[31m'"]),
     ("short-row.csv", HEAD + GOOD + b"g2,q,a,b\n" + GOOD, ["row 2", "4 cells, the header has 5"]),
     ("long-row.csv", HEAD + GOOD + GOOD + b"g3,q,a,b,model_a,more\n", ["row 3", "6 cells"]),
     ("open-quote.csv", HEAD + GOOD + b'g2,"q,a,b,model_a\n' + GOOD * 9, ["row 2", "unexpected end"]),
@@ -161,29 +191,30 @@ REFUSED = [
         ["row 1", "column prompt", "b'q' is not text"],
     ),
     (
-        "lists.parquet",
-        parquet(columns(prompt=[["q"], ["q"]])),
-        ["row 1", "column prompt", "['q'] is not text"],
+        "numbers.parquet",
+        parquet(columns(prompt=[[1], [2]])),
+        ["row 1", "column prompt", "[1] is not a list of texts"],
     ),
     # ------------------------------------------------------------ winners
-    ("winner.csv", HEAD + GOOD + b"g2,q,a,b,model_c\n", ["row 2", "column winner", "'model_c' is neither"]),
+    (
+        "winner.csv",
+        HEAD + GOOD + b"g2,q,a,b,model_c\n",
+        ["row 2", "column winner", "'model_c' is neither", "--winner-words"],
+    ),
     ("winner-empty.csv", HEAD + b"g2,q,a,b,\n", ["row 1", "column winner", "''"]),
     ("winner-null.jsonl", raw(b"null", "winner"), ["row 2", "column winner", "null"]),
     ("winner-number.jsonl", raw(b"1", "winner"), ["row 2", "column winner", "1 is neither"]),
-    ("winner-late.csv", HEAD + GOOD + b'g2,q,a,b,"[0.5, 0.5]"\n', ["row 2", "column winner", "[0.5, 0.5]"]),
+    ("winner-late.csv", HEAD + GOOD + b'g2,q,a,b,"[0.5, 0.6]"\n', ["row 2", "column winner", "[0.5, 0.6]"]),
     ("sum.jsonl", jsonl({**ROW, "winner": [0.9, 0.9]}), ["row 1", "column winner", "probabilities"]),
     ("overflow.jsonl", jsonl({**ROW, "winner": [10**400, 0]}), ["row 1", "column winner", "[1000"]),
     (
         "both-win.jsonl",
         jsonl({**LMSYS, "winner_tie": 1}),
-        ["row 1", "column winner_tie", "not one of the three"],
+        ["row 1", "column winner_model_a", "not, with the other votes, one winner"],
     ),
-    ("none-wins.jsonl", jsonl({**LMSYS, "winner_model_a": 0}), ["row 1", "column winner_tie"]),
-    ("vote.jsonl", jsonl(LMSYS | {"winner_tie": 10**400}), ["row 1", "column winner_tie", "neither 0 nor 1"]),
+    ("none-wins.jsonl", jsonl({**LMSYS, "winner_model_a": 0}), ["row 1", "column winner_model_a"]),
+    ("vote.jsonl", jsonl(LMSYS | {"winner_tie": 10**400}), ["row 1", "column winner_model_a", "one winner"]),
     # ------------------------------------------------------------ ids
-    ("id-twice.csv", HEAD + GOOD + GOOD, ["row 2", "column id", "'g1' again; it is row 1 of"]),
-    ("id-7-and-7.jsonl", jsonl({**ROW, "id": 7}, {**ROW, "id": "7"}), ["row 2", "column id", "'7' again"]),
-    ("id-long.jsonl", jsonl(*[{**ROW, "id": "x" * 9999}] * 2), ["row 2", "column id", "'xxx"]),
     ("id-null.jsonl", raw(b"null", "id"), ["row 2", "column id", "null is no id"]),
     ("id-half.jsonl", raw(b"1.5", "id"), ["row 2", "column id", "1.5 is no id"]),
     ("id-list.jsonl", raw(b"[1]", "id"), ["row 2", "column id", "[1] is no id"]),
@@ -194,8 +225,23 @@ REFUSED = [
     ("turns-number.jsonl", jsonl(LMSYS, LMSYS | {"prompt": "[1]"}), [*TWO, "'[1]'"]),
     ("turns-nan.jsonl", jsonl(LMSYS, LMSYS | {"prompt": "[NaN]"}), [*TWO, "'[NaN]'"]),
     ("role.jsonl", jsonl(CHOSEN, CHOSEN | {"chosen": [{"content": "q"}]}), ["row 2", "column chosen"]),
-    ("turn.jsonl", jsonl(CHOSEN, CHOSEN | {"rejected": ["q"]}), ["row 2", "column rejected", "['q']"]),
-    ("dialogue.jsonl", jsonl(CHOSEN | {"chosen": "no marks"}), ["row 1", "column chosen", "'no marks'"]),
+    (
+        "turn.jsonl",
+        jsonl(CHOSEN, CHOSEN | {"rejected": ["q"]}),
+        ["row 2", "column rejected", "one answer has roles"],
+    ),
+    ("dialogue.jsonl", jsonl(CHOSEN | {"chosen": "no marks"}), ["columns chosen (text) and rejected (list)"]),
+    (
+        "no-start.jsonl",
+        jsonl({"chosen": "yes", "rejected": "no"}),
+        ["missing: prompt", "--columns prompt=NAME"],
+    ),
+    (
+        "role-unknown.jsonl",
+        jsonl(*[{"chosen": [{"role": "narrator", "content": "q"}], "rejected": TALK, "prompt": "q"}]),
+        ["row 1", "column chosen", "narrator"],
+    ),
+    ("halves.jsonl", jsonl(ROW | {"winner": [30, 70]}), ["row 1", "column winner", "probabilities"]),
     ("talk-deep.jsonl", jsonl(ARENA).replace(b'"q"', DEEP, 1), ["row 1", "column conversation_a"]),
     (
         "scores.jsonl",
@@ -247,6 +293,25 @@ ACCEPTED += [
     ("no-last-line-end.csv", csv_of("q")[:-1], {"prompt": "q"}),
     ("blank-lines.csv", csv_of("q").replace(b"\n", b"\n\n\n"), {"prompt": "q"}),
     ("CAPITALS.CSV", csv_of("q"), {"prompt": "q"}),
+    ("spaces.csv", HEAD.replace(b",prompt", b", prompt") + GOOD, {"prompt": "q", "label": 1.0}),
+    ("capitals.csv", HEAD.replace(b"prompt", b"Prompt") + GOOD, {"prompt": "q", "label": 1.0}),
+    ("no-id.jsonl", without("id"), {"prompt": "q", "label": 1.0}),
+    ("semicolons.csv", (HEAD + GOOD).replace(b",", b";"), {"prompt": "q", "label": 1.0}),
+    ("pairs.tsv", (HEAD + GOOD).replace(b",", b"\t"), {"prompt": "q", "label": 1.0}),
+    ("pairs.json", jsonl(ROW), {"prompt": "q", "label": 1.0}),
+    ("pairs.ndjson", jsonl(ROW), {"prompt": "q", "label": 1.0}),
+    ("array.json", json.dumps([ROW], indent=1).encode(), {"prompt": "q", "label": 1.0}),
+    ("array.jsonl", json.dumps([ROW]).encode(), {"prompt": "q", "label": 1.0}),
+    ("array-mark.json", b"\xef\xbb\xbf\n [" + json.dumps(ROW).encode() + b"\n]\n", {"prompt": "q"}),
+    ("indented.jsonl", json.dumps(ROW, indent=1).encode() * 2, {"prompt": "q", "label": 1.0}),
+    ("pairs.jsonl.bz2", bz2.compress(jsonl(ROW)), {"prompt": "q", "label": 1.0}),
+    ("pairs.csv.xz", lzma.compress(HEAD + GOOD), {"prompt": "q", "label": 1.0}),
+    ("pairs.json.zst", zstd(json.dumps([ROW]).encode()), {"prompt": "q", "label": 1.0}),
+    ("pairs.parquet.gz", gzip.compress(WHOLE), {"prompt": "q", "label": 1.0}),
+    ("file.arrow", arrow(pa.ipc.new_file), {"prompt": "q", "label": 1.0}),
+    ("stream.arrow", arrow(pa.ipc.new_stream), {"prompt": "q", "label": 1.0}),
+    ("two-winners-soft.csv", HEAD + GOOD + b'g2,q,a,b,"[0.5, 0.5]"\n', {"label": 1.0}),
+    ("lists.parquet", parquet(columns(prompt=[["q"], ["q"]])), {"prompt": "q"}),
     ("id-huge.jsonl", jsonl({**ROW, "id": 10**30}), {"id": str(10**30)}),
     ("id-negative.jsonl", jsonl({**ROW, "id": -1}), {"id": "-1"}),
     ("more-columns.jsonl", jsonl({**ROW, "label": [], "row": 3, "file": {}, "pseudo": 1}), {"label": 1.0}),

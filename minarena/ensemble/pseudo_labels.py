@@ -19,9 +19,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from minarena.config import InferConfig
-from minarena.data import TEXTS
-from minarena.files.durable import file_record, read_record, write_whole
-from minarena.files.pairs import read_frames, read_pairs
+from minarena.data import TEXTS, output_ids
+from minarena.files.durable import read_record, write_whole
+from minarena.files.pairs import READING, as_typed, read_frames, read_pairs
+from minarena.files.sources import data_files, records
 from minarena.runtime.console import first_line, say
 
 
@@ -48,7 +49,7 @@ def check(config: InferConfig) -> None:
 
 def unlabelled(config: InferConfig) -> pd.DataFrame:
     """The rows of --data to label: no empty texts, no equal answers, no prompts of the --exclude files."""
-    table = read_pairs(config.data, config.limit, ties="half", bar=tqdm)
+    table = read_pairs(config.data, config.limit, ties="half", bar=tqdm, **as_typed(vars(config)))
     known = set().union(*map(prompts, config.exclude))
     excluded = table["prompt"].str.strip().isin(known)
     if config.exclude:
@@ -62,7 +63,7 @@ def prompts(path: str) -> set[str]:
     """Prompts of a file of any layout, stripped: both as we write conversations and as its own column has
     them."""
     found = set(read_pairs([path])["prompt"].str.strip())
-    for frame, _ in read_frames(path):
+    for frame, _ in (part for file in data_files(path) for part in read_frames(file)):
         found |= {text.strip() for text in frame.get("prompt", []) if isinstance(text, str)}
     return found
 
@@ -79,23 +80,25 @@ def write_labels(path: str, table: pd.DataFrame, p_a: pd.Series, threshold: floa
         table, p = table[sure], (p[sure] > 0.5).astype(float)
     if not len(table):
         raise ValueError(f"--pseudo-threshold {threshold}: no row is that sure: lower it")
-    labels = table[["id", *TEXTS]].assign(winner=[[float(x), 1 - float(x)] for x in p])
+    labels = table[["id", *TEXTS]].assign(id=output_ids(table), winner=[[float(x), 1 - float(x)] for x in p])
     write_whole(labels, path)
     return len(labels)
 
 
 def distilled(config: InferConfig) -> tuple[pd.DataFrame, pd.Series]:
     """(the rows of --data as the runs read them, the mean of the runs' held-out probabilities by id)"""
-    records, tables = zip(*map(finished_run, config.distill), strict=True)
-    for run, record in zip(config.distill, records, strict=True):
+    runs, tables = zip(*map(finished_run, config.distill), strict=True)
+    for run, record in zip(config.distill, runs, strict=True):
         if record["init_adapter"]:  # it may have seen the rows that the fold holds out
             begun = f"began from --init-adapter {record['init_adapter']}"
             raise ValueError(f"--distill {run}: {begun}, which may have seen the rows it held out")
         files = [file["sha256"] for file in record["data_files"]]
-        if record["eval_data"] or files != [file_record(path)["sha256"] for path in config.data]:
+        if record["eval_data"] or files != [file["sha256"] for file in records(config.data)]:
             raise ValueError(f"--distill {run}: was not trained on folds of --data {' '.join(config.data)}")
-    first = records[0]
-    table = read_pairs(config.data, first["limit"], first["ties"], bar=tqdm)
+    first = runs[0]
+    table = read_pairs(config.data, first["limit"], first["ties"], bar=tqdm, **as_typed(first))
+    if "chosen" in table and any(record["reading"] != READING for record in runs):
+        raise ValueError("--distill: a run dealt the chosen answers of --data to other sides: train it again")
     held_out = pd.concat(tables)
     label = table.set_index("id")["label"]
     stranger = held_out[held_out["label"] != label.reindex(held_out["id"]).to_numpy()]
@@ -104,7 +107,7 @@ def distilled(config: InferConfig) -> tuple[pd.DataFrame, pd.Series]:
     p_a = held_out.groupby("id")["p_a"].mean()
     missing = table["id"][~table["id"].isin(p_a.index)]
     if len(missing):
-        folds = sorted({record["fold"] for record in records})
+        folds = sorted({record["fold"] for record in runs})
         had = f"folds {', '.join(map(str, folds))} of {first['n_splits']}"
         raise ValueError(f"--distill: {len(missing):,} rows were held out by no run ({had} are here)")
     return table, p_a
@@ -113,9 +116,10 @@ def distilled(config: InferConfig) -> tuple[pd.DataFrame, pd.Series]:
 def finished_run(run: str) -> tuple[dict, pd.DataFrame]:
     """(the keys of its train_config.json that are used here, its eval.parquet)"""
     names = ("data_files", "eval_data", "limit", "ties", "fold", "n_splits", "init_adapter")
+    later = {"columns": [], "winner_words": [], "reading": 1}  # with what earlier runs had
     try:
         table = pd.read_parquet(f"{run}/eval.parquet", columns=["id", "label", "p_a"])
         record = read_record(Path(run) / "train_config.json")
-        return {name: record[name] for name in names}, table
+        return {name: (later | record)[name] for name in (*names, *later)}, table
     except Exception as error:  # pyarrow's, json's and ours: a file there is missing or damaged
         raise ValueError(f"--distill {run}: not a finished run of train.py: {first_line(error)}") from error

@@ -1,6 +1,9 @@
 """Disk, other people's files and ours: everything that is read or written.
 
-    pairs.py, layouts.py     data files -> the table of pairs
+    pairs.py, layouts.py     data files -> the table of pairs, by
+      sources.py formats.py    what --data names -> files -> rows with the file's own columns
+      columns.py cells.py      what a column is by its name; what a cell says
+      verdicts.py              which answer won
     repair.py                mojibake and control characters in their texts
     base.py, shards.py       a base's folder: checked, fetched, loaded; its safetensors files
     tokenizer.py             a base's tokenizer, with tokenizer.json's own ids

@@ -1,162 +1,257 @@
-"""The columns of any known layout -> the table of pairs of data.py.
+"""The columns of a file -> the table of pairs of data.py, in three independent steps.
 
-    WSDM Cup          id, prompt, response_a, response_b as plain text; winner (train), also `tie`
-    LMSYS             the same, each text a JSON list of turns; winner_model_a, winner_model_b, winner_tie
-    arena 33k         conversation_a, conversation_b: lists of {role, content}; winner; question_id
-    chosen, rejected  lists of {role, content} (UltraFeedback with its scores, ORPO-DPO-mix), or whole
-                      dialogues "\\n\\nHuman: .. \\n\\nAssistant: .." (hh-rlhf)
-    pseudo-labels     prompt, response_a, response_b, winner = [p_a, p_b]; with or without id
+    reading = reading_of(head, path, ..)     what the columns are, by the first rows of a file
+    table = table_of(frame, reading)                     its next rows: texts (cells.py), verdicts
 
-Recognised by the columns. Of a conversation the last answers are compared and all before is the prompt. Where
-a file has no ids they are made from the texts. Everything wrong with a file is a ValueError that names file,
-row (the first is 1) and column. What it does not do: open files (files.py), repair text (text.py), or guess.
-A new layout is a line in LAYOUTS and a function.
+Which columns (columns.py), how a text is written (cells.py), and how the verdict is (verdicts.py): each is
+said once, and any of one goes with any of the others. Everything wrong with a file is a ValueError that names
+file, row (the first is 1) and column. What it does not do: open files (formats.py), repair texts (repair.py),
+or guess.
 """
 
-import json
-import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
-from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
 
 from minarena.data import TEXTS
+from minarena.files import cells
+from minarena.files.columns import CONTEXT, column, columns_of, missing
+from minarena.files.verdicts import against_best, verdicts, winner_words
 
-WINNERS = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5, "tie (bothbad)": 0.5}
+ROW = "(row)"  # the column of a frame with the row's number in the file
+PART = "(part)"  # and of a spread one with the number of the pair in its row
+TOLD = {"answers": "two answers", "chosen": "chosen and rejected", "many": "several answers a prompt"}
+SIDES = {"answers": ("a", "b"), "chosen": ("chosen", "rejected"), "many": ()}  # of a form
+ERRORS = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError, StopIteration)
 
 
-def layout(frame: pd.DataFrame, path: str) -> Callable:
-    """The converter for a file, by the columns (and where they leave it open, the first row) of its start."""
-    double = frame.columns[frame.columns.duplicated()]
+@dataclass
+class Reading:
+    """How a file is read. form: of TOLD. columns: key -> column. kinds: key -> cells.kind_of. words: what the
+    column winner may say. several: answers to a prompt. repeats: whether answers begin with the prompt."""
+
+    path: str
+    form: str
+    columns: dict[str, str]
+    kinds: dict[str, str]
+    words: dict[str, float]
+    several: bool
+    repeats: bool
+
+
+def reading_of(
+    head: pd.DataFrame, path: str, given: dict[str, str], words: dict[str, str], training: bool
+) -> Reading:
+    """head: the first rows of the file. given, words: --columns, --winner-words. training: labels count."""
+    double = head.columns[head.columns.duplicated()]
     if len(double):
         raise ValueError(f"{path}: column {double[0]}: stands there twice")
-    for columns, fits, convert in LAYOUTS:
-        if columns <= set(frame.columns) and fits(frame.iloc[0]):
-            return convert
-    missing = sorted({"id", *TEXTS} - set(frame.columns))
-    has = ", ".join(name if name.isprintable() else shown(name) for name in frame.columns[:30])
-    raise ValueError(f"{path}: missing column {', '.join(missing)}; it has {has[:300]}")
+    form, columns = columns_of(head, given, path, training)
+    sides, told = SIDES[form], {key: column(head, name).tolist() for key, name in columns.items()}
+    texts = [key for key in (*CONTEXT, *sides) if key in told]
+    rest = [cell for key in texts if key in ("prompt", *sides) for cell in told[key]]
+    kinds = {key: cells.kind_of(told[key], rest, form != "answers") for key in texts}
+    if len({kinds[side].replace("json", "list") for side in sides}) == 2:
+        written = " and ".join(f"{columns[side]} ({kinds[side]})" for side in sides)
+        raise ValueError(f"{path}: columns {written}: must both be texts, or both lists of messages")
+    read = {key: readable(told[key], kinds[key]) for key in texts}
+    lists = [value for side in sides for value in read[side] if isinstance(value, list)]
+    spoken = any(len(x) > 1 if is_turns(x) else any(role == "user" for role, _ in x) for x in lists)
+    for key in set(CONTEXT) & set(columns) - {"prompt"}:
+        elsewhere = key == "dialogue" and (spoken or "prompt" in columns or "history" in columns)
+        if elsewhere or not read[key] or len(read[key]) + sum(map(null, told[key])) < len(head):
+            del columns[key]
+    if not spoken and not set(CONTEXT) & set(columns):
+        raise ValueError(missing(head, path, columns, ["prompt"]))
+    turns = any(map(is_turns, read.get("prompt", [])))
+    several = form == "many" or (form == "chosen" and lists != [] and all(map(is_turns, lists)) and not turns)
+    rows = zip(*(told.get(key, []) for key in ("prompt", *sides)), strict=False)
+    plain = sides and len(head) > 1 and {kinds.get(key) for key in ("prompt", *sides)} == {"text"}
+    repeats = bool(plain) and all(strings(*row) and begin_with(*row) for row in rows)
+    words = winner_words(columns, words) if form == "answers" else {}
+    return Reading(path, form, columns, kinds, words, several, repeats)
 
 
-def from_competition(frame: pd.DataFrame, path: str) -> pd.DataFrame:
-    texts = [each(frame, path, column, plain_text, "not text") for column in TEXTS]
-    return pairs(frame, path, *texts, winners(frame, path) if "winner" in frame else np.nan, "id")
-
-
-def from_pseudo_labels(frame: pd.DataFrame, path: str) -> pd.DataFrame:
-    texts = [each(frame, path, column, plain_text, "not text") for column in TEXTS]
-    label = each(frame, path, "winner", probability, "not a pair of probabilities that add up to 1")
-    return pairs(frame, path, *texts, label, "id", pseudo=True)
-
-
-def from_lmsys(frame: pd.DataFrame, path: str) -> pd.DataFrame:
-    prompts, a, b = (each(frame, path, column, turns, "not a JSON list of turns") for column in TEXTS)
-    label = np.full(len(frame), np.nan)
-    names = ("winner_model_a", "winner_model_b", "winner_tie")
-    if set(names) <= set(frame.columns):
-        votes = np.array([each(frame, path, name, zero_or_one, "neither 0 nor 1") for name in names])
-        for row in frame["row"][votes.sum(axis=0) != 1]:
-            raise ValueError(f"{path}: row {row}, column winner_tie: not one of the three winners is 1")
-        label = votes[0] + votes[2] / 2
-    talks = [[talk(*row) for row in zip(prompts, answers, strict=True)] for answers in (a, b)]
-    return pairs(frame, path, *compared(*talks), label, "id")
-
-
-def from_arena(frame: pd.DataFrame, path: str) -> pd.DataFrame:
-    talks = [each(frame, path, f"conversation_{x}", messages, "not a list of {role, content}") for x in "ab"]
-    return pairs(frame, path, *compared(*talks), winners(frame, path), "question_id")
-
-
-def from_chosen(frame: pd.DataFrame, path: str) -> pd.DataFrame:
-    problem = "neither a list of {role, content} nor a dialogue of Human and Assistant"
-    talks = [each(frame, path, column, messages, problem) for column in ("chosen", "rejected")]
-    equal = False
-    if {"score_chosen", "score_rejected"} <= set(frame.columns):
-        scores = [each(frame, path, f"score_{x}", float, "no number") for x in ("chosen", "rejected")]
-        equal = np.equal(*scores)
-    return pairs(frame, path, *compared(*talks), 1.0, None, equal_scores=equal)
-
-
-# Columns of each layout: the first that fits is taken. Where columns do not tell, the first row does.
-LAYOUTS = [
-    ({"id", *TEXTS, "winner_model_a", "winner_model_b", "winner_tie"}, lambda row: True, from_lmsys),
-    ({"conversation_a", "conversation_b", "winner"}, lambda row: True, from_arena),
-    ({"chosen", "rejected"}, lambda row: True, from_chosen),
-    ({*TEXTS, "winner"}, lambda row: str(row["winner"]).startswith("["), from_pseudo_labels),
-    ({"id", *TEXTS}, lambda row: "winner" not in row and all(map(is_turns, row[[*TEXTS]])), from_lmsys),
-    ({"id", *TEXTS}, lambda row: True, from_competition),
-]
-
-
-def pairs(frame, path, prompt, response_a, response_b, label, id_column, pseudo=False, equal_scores=False):
-    """The table from its parts, which are lists, arrays or one value for all rows."""
-    made = id_column not in frame
-    if made:
-        texts = zip(prompt, response_a, response_b, strict=True)
-        ids = [blake2b("\0".join(row).encode(), digest_size=10).hexdigest() for row in texts]
+def table_of(frame: pd.DataFrame, r: Reading) -> pd.DataFrame:
+    """frame: the file's own columns, and ROW. Beside data.py's columns the table has row, made_id (whether
+    the id is made of the texts) and number (whether the file's id is an integer)."""
+    if r.several:
+        frame, better, worse, label = spread(frame, r)
     else:
-        ids = each(frame, path, id_column, identifier, "no id")
-    table = {"id": ids, "prompt": prompt, "response_a": response_a, "response_b": response_b, "label": label}
-    table |= {"pseudo": pseudo, "equal_scores": equal_scores, "made_id": made, "row": frame["row"]}
-    table |= {"language": frame["language"]} if "language" in frame else {}
+        better, worse = (each(frame, r, side) for side in SIDES[r.form])
+        label = 1 - equal_scores(frame, r) / 2
+    table = {"id": None} | dict(zip(TEXTS, texts_of(frame, r, better, worse), strict=True))
+    table |= {"label": label, "pseudo": False, "row": frame[ROW], "number": False}
+    if r.form == "answers":
+        table["label"], table["pseudo"] = verdicts(frame, r.columns, r.words, partial(each, frame, r))
+    else:  # which side the chosen answer stands on is a matter of the texts alone
+        rows = list(zip(*(table[text] for text in TEXTS), strict=True))
+        is_a = np.array([throws_a(*row) for row in rows], bool)
+        table["response_a"] = [row[1] if a else row[2] for row, a in zip(rows, is_a, strict=True)]
+        table["response_b"] = [row[2] if a else row[1] for row, a in zip(rows, is_a, strict=True)]
+        table |= {"label": np.where(is_a, label, 1 - label), "chosen": is_a.astype(float)}
+    if "language" in r.columns:
+        table["language"] = column(frame, r.columns["language"])
+    if "id" in r.columns:
+        table["id"] = ids = each(frame, r, "id", identifier, "no id")
+        table["number"] = [type(cell) is int and abs(cell) < 2**63 for cell in column(frame, r.columns["id"])]
+        if r.several:
+            table |= {
+                "id": [f"{i}-{part}" for i, part in zip(ids, frame[PART], strict=True)],
+                "number": False,
+            }
+    else:
+        rows = zip(*(table[text] for text in TEXTS), strict=True)
+        table["id"] = [digest(*row, size=10).hex() for row in rows]
     dtypes = dict.fromkeys(("id", *TEXTS), "str") | {"label": float}
-    return pd.DataFrame(table, index=frame.index).astype(dtypes)
+    return pd.DataFrame(table | {"made_id": "id" not in r.columns}, index=frame.index).astype(dtypes)
 
 
-def winners(frame: pd.DataFrame, path: str) -> list[float]:
-    return each(frame, path, "winner", WINNERS.__getitem__, "neither model_a nor model_b nor a tie")
+def digest(*texts: str, size: int) -> bytes:
+    return blake2b("\0".join(texts).encode(), digest_size=size).digest()
 
 
-def compared(talks_a: list[list], talks_b: list[list]) -> tuple[list[str], list[str], list[str]]:
-    """Conversations, lists of (role, text), -> (all that came before as one text, last answer a, last answer
-    b), each a list of rows. A conversation that does not end with an answer has the empty one."""
-    prompts, answers_a, answers_b = [], [], []
-    for a, b in zip(talks_a, talks_b, strict=True):
-        ends = [talk.pop()[1] if talk and talk[-1][0] == "assistant" else "" for talk in (a, b)]
-        prompts.append(written(a, b))
-        answers_a.append(ends[0])
-        answers_b.append(ends[1])
-    return prompts, answers_a, answers_b
+def throws_a(prompt: str, better: str, worse: str) -> bool:
+    """Whether the chosen answer is a: a coin that the prompt and the two answers throw, whichever was chosen,
+    in every command, file and part of a file."""
+    first, second = sorted((better, worse))
+    return (digest(prompt, first, second, size=1)[0] % 2 == 1) == (better == first)
 
 
-def written(a: list[tuple[str, str]], b: list[tuple[str, str]]) -> str:
-    """What was said before the last answers, as one text; a lone question stays as it is.
+def texts_of(frame: pd.DataFrame, r: Reading, a: list, b: list) -> tuple[list, list, list]:
+    """(prompts, the first answers, the second ones) of what the cells say."""
+    context = [key for key in CONTEXT if key in r.columns]
+    texts = r.several or all(r.kinds[side] == "text" for side in SIDES[r.form])
+    parts = [each(frame, r, key, needed=texts and context == ["prompt"]) for key in context]
+    if texts and context == ["prompt"] and r.kinds["prompt"] == "text":  # the usual case: three texts
+        if r.repeats:
+            a, b = (
+                [text.removeprefix(start.strip()) for start, text in zip(*parts, side, strict=True)]
+                for side in (a, b)
+            )
+        return parts[0], a, b
+    turns = column(frame, r.columns["turn"]) if "turn" in r.columns else [None] * len(frame)
+    rows = []
+    for row, *told, one, other, turn in zip(frame[ROW], *parts, a, b, turns, strict=True):
+        if is_turns(one) != is_turns(other):
+            where = f"{r.path}: row {row}, column {r.columns[SIDES[r.form][1]]}"
+            raise ValueError(f"{where}: one answer has roles, the other none")
+        talks = conversations(dict(zip(context, told, strict=True)), one, other)
+        talks = [cells.up_to_answer(talk, int(turn)) for talk in talks] if str(turn).isdigit() else talks
+        rows.append(cells.last_answers(*talks, parted=r.form != "answers"))
+    return tuple(map(list, zip(*rows, strict=True))) if rows else ([], [], [])
 
-    Where the two sides differ (earlier answers in the arenas) both stand there, sorted: were they in the
-    order of a and b, the prompt would have to be swapped with the responses.
-    """
-    lines = []
-    for x, y in zip_longest(a, b):
-        said = sorted({turn for turn in (x, y) if turn and turn[1].strip()})
-        marks = (" (one)", " (the other)") if len(said) == 2 else ("",)
-        lines += [(role.capitalize() + mark, text) for (role, text), mark in zip(said, marks, strict=False)]
-    if [name for name, _ in lines] == ["User"]:
-        return lines[0][1]
-    return "\n\n".join(f"{name}: {text}" for name, text in lines)
+
+def conversations(told: dict, *answers) -> list[cells.Talk]:
+    """The two conversations of a row. told: what its columns of the prompt say, by key."""
+    if all(map(is_turns, (told.get("prompt"), *answers))):  # LMSYS
+        prompt = told.pop("prompt")
+        both = [cells.interleaved(prompt, side) for side in answers]
+    else:
+        both = [side[0] if told and is_turns(side) and len(side) == 1 else side for side in answers]
+        both = [cells.talk(side, "assistant") for side in both]
+    asked = [told.pop(key) for key in ("history", "prompt", "input") if isinstance(told.get(key), str)]
+    parts = [cells.talk(said, key if key == "system" else "user") for key, said in told.items()]
+    parts += [[("user", "\n\n".join(filter(str.strip, asked)))]] if asked else []
+    done = [
+        ("assistant", ""),
+        *(side[-1] for side in both if side),
+    ]  # an answer, or room for one, is no prompt
+    parts = [said[:-1] if said[-1:] and said[-1] in done else said for said in parts]
+    return [cells.with_context([said for said in parts if said], side) for side in both]
 
 
-def talk(prompts: list[str], answers: list[str]) -> list[tuple[str, str]]:
-    """Turns of the user and of one model, side by side -> one conversation."""
-    turns = zip_longest([("user", text) for text in prompts], [("assistant", text) for text in answers])
-    return [turn for both in turns for turn in both if turn is not None]
+def is_turns(value) -> bool:
+    return isinstance(value, list) and strings(*value)
+
+
+def strings(*values) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def begin_with(start: str, *texts: str) -> bool:
+    return start.strip() != "" and all(text.startswith(start.strip()) for text in texts)
+
+
+def null(cell) -> bool:
+    return cell is None or cell != cell
+
+
+def readable(told: list, kind: str) -> list:
+    """What the cells that can be read say; whichever cannot is named when its row comes."""
+    content = partial(cells.content, kind=kind)
+    return [content(cell) for cell in told if converts(content, cell)]
+
+
+def equal_scores(frame: pd.DataFrame, r: Reading) -> np.ndarray:
+    keys = [key for key in ("score_chosen", "score_rejected") if key in r.columns]
+    scores = [
+        each(frame, r, key, lambda cell: np.nan if null(cell) else float(cell), "no number") for key in keys
+    ]
+    return np.equal(*scores) if len(scores) == 2 else np.zeros(len(frame), bool)
+
+
+def spread(frame: pd.DataFrame, r: Reading) -> tuple[pd.DataFrame, list, list, np.ndarray]:
+    """Several answers a row -> (a row a pair of the best and another, the best, the others, P(best wins))"""
+    if r.form == "many":
+        names = [r.columns[key] for key in ("many", "scores") if key in r.columns]
+        pairs = each(
+            frame, r, "many", against_best, "not a list of answers with a score or rank each", *names
+        )
+    else:
+        sides = [each(frame, r, side) for side in SIDES[r.form]]
+        pairs = [[(x, y, 1.0) for x in better for y in worse] for better, worse in zip(*sides, strict=True)]
+    better, worse, label = ([pair[i] for row in pairs for pair in row] for i in range(3))
+    place = np.repeat(np.arange(len(frame)), [len(row) for row in pairs])
+    numbers = [number for row in pairs for number in range(1, len(row) + 1)]
+    return frame.iloc[place].reset_index(drop=True).assign(**{PART: numbers}), better, worse, np.array(label)
 
 
 # ------------------------------------------------------------------------------ a cell -> its value, or raise
 
 
-def each(frame: pd.DataFrame, path: str, column: str, convert: Callable, problem: str) -> list:
-    """convert(cell) of a whole column; a cell on which it raises is a ValueError that names the place."""
-    values = []
-    for row, cell in zip(frame["row"], frame[column], strict=True):
-        try:
-            values.append(convert(cell))
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
-            null = frame["row"][frame[column].isna()]  # of [1, null] pandas makes floats: null is to blame
-            place = f"{path}: row {row if null.empty else null.iloc[0]}, column {column}"
-            raise ValueError(f"{place}: {shown(cell) if null.empty else 'null'} is {problem}") from error
-    return values
+def each(
+    frame: pd.DataFrame,
+    r: Reading,
+    key: str,
+    convert: Callable | None = None,
+    problem="",
+    *names,
+    needed=True,
+) -> list:
+    """convert(cell) of a key's column, or of the columns `names`; a cell on which it raises is a ValueError
+    that names the place. By default what the cell says, which needs not be something if not `needed`."""
+    name = names[0] if names else r.columns[key]
+    told = column(frame, name).tolist()
+    if names[1:]:
+        told = list(zip(*(column(frame, name) for name in names), strict=True))
+    if not convert:
+        kind, problem = r.kinds[key], cells.IS_NOT[r.kinds[key]]
+        said = cells.plain_text if kind == "text" else partial(cells.content, kind=kind)
+        convert = said if needed else lambda cell: "" if null(cell) else said(cell)
+    try:
+        return [convert(cell) for cell in told]
+    except ERRORS as error:  # which cell it was, the first that cannot be converted tells
+        place = next(i for i, cell in enumerate(told) if not converts(convert, cell))
+        gone = np.flatnonzero(
+            column(frame, name).map(null)
+        )  # of [1, null] pandas makes floats: null is to blame
+        cell = told[place][0] if names[1:] else told[place]
+        what = "null" if len(gone) else shown(cell)
+        row = frame[ROW].iloc[gone[0] if len(gone) else place]
+        raise ValueError(f"{r.path}: row {row}, column {name}: {what} is {problem}") from error
+
+
+def converts(convert: Callable, cell) -> bool:
+    try:
+        convert(cell)
+    except ERRORS:
+        return False
+    return True
 
 
 def shown(value) -> str:
@@ -168,56 +263,14 @@ def shown(value) -> str:
 
 
 def identifier(cell) -> str:
-    if not isinstance(cell, str | int | np.integer) or cell == "":
+    if not isinstance(cell, str | int) or cell == "":
         raise TypeError
-    return plain_text(str(cell))
+    return cells.plain_text(str(cell))
 
 
-def plain_text(cell) -> str:
-    """Text without lone halves of UTF-16 pairs, which JSON can hold and neither a tokenizer nor parquet
-    takes; whole pairs are joined."""
-    if not isinstance(cell, str):
-        raise TypeError
-    return cell if cell.isascii() else cell.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def turns(cell) -> list[str]:
-    """LMSYS' cells: a JSON list of texts, null for the empty one."""
-    found = json.loads(cell)
-    if not isinstance(found, list):
-        raise TypeError
-    return ["" if turn is None else plain_text(turn) for turn in found]
-
-
-def is_turns(cell) -> bool:
-    try:
-        turns(cell)
-    except (ValueError, TypeError, RecursionError):
-        return False
-    return True
-
-
-def messages(cell) -> list[tuple[str, str]]:
-    """A conversation: a list of {role, content}, or hh-rlhf's text."""
-    if isinstance(cell, str):
-        start, *said = re.split(r"\n\n(Human|Assistant):", plain_text(cell))
-        if start.strip() or not said:
-            raise ValueError
-        roles = ["user" if name == "Human" else "assistant" for name in said[::2]]
-        return list(zip(roles, map(str.strip, said[1::2]), strict=True))
-    return [(plain_text(m["role"]), "" if m["content"] is None else plain_text(m["content"])) for m in cell]
-
-
-def probability(cell) -> float:
-    """P(a wins) of a pair [p_a, p_b], also as text with or without commas."""
-    pair = cell.strip().strip("[]").replace(",", " ").split() if isinstance(cell, str) else cell
-    a, b = map(float, pair)
-    if not (a >= 0 and b >= 0 and abs(a + b - 1) < 0.01):
-        raise ValueError
-    return a / (a + b)
-
-
-def zero_or_one(cell) -> float:
-    if float(cell) not in (0.0, 1.0):
-        raise ValueError
-    return float(cell)
+def told(r: Reading, head: pd.DataFrame) -> tuple[str, str]:
+    """(what a file was read as, with its columns; which were not used)"""
+    columns = " ".join(f"{key}={name}" for key, name in r.columns.items())
+    used = {part for name in r.columns.values() for part in (name, name.partition(".")[0])}
+    others = ", ".join(str(name) for name in head.columns if name not in used)
+    return f"{TOLD[r.form]} ({columns})", f"; not used: {others:.300}" if others else ""

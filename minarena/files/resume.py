@@ -11,7 +11,7 @@ run's adapter (--init-adapter does).
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import asdict, fields
 from itertools import takewhile
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from minarena.model import adapter_tensors
 from minarena.runtime.console import first_line, say
 
 OPTIONS = {field.name: field for field in fields(TrainConfig)}
+# What counts where a record lacks it: the option's default; the reading of chosen / rejected files had no key
+BEFORE = asdict(TrainConfig()) | {"reading": 1}
 # What does not decide the result, beside such options; `path` is compared once the base is loaded
 NOT_COMPARED = {"world_size", "path", "token_budget_used", "int8_columns"}
 
@@ -39,9 +41,9 @@ def check_same_options(out: str, options: dict) -> dict:
     recorded = read_record(path)
     for name in sorted(options.keys() - NOT_COMPARED):
         option = OPTIONS.get(name)
-        if not option and name not in recorded:  # this code records more than the run's did
+        if name not in recorded and name not in BEFORE:  # this code records more than the run's did
             continue
-        before = recorded.get(name, option.default if option else None)
+        before = recorded.get(name, BEFORE.get(name))
         if before != options[name] and not (option and option.metadata["may_change"]):
             change = f"{name} was {before!r}, now it is {options[name]!r}"
             raise ValueError(f"--resume: {change}: a resumed run keeps its options")

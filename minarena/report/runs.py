@@ -17,7 +17,7 @@ from minarena.config import JUDGED_BY
 from minarena.data import TEXTS
 from minarena.files.base import check_folder
 from minarena.files.durable import file_record, read_record
-from minarena.files.pairs import read_pairs
+from minarena.files.pairs import as_typed, read_pairs
 from minarena.files.repair import repaired
 from minarena.files.resume import read_log
 from minarena.files.tokenizer import load_tokenizer
@@ -89,7 +89,8 @@ def join_data_(run: Run, more: list[pd.DataFrame]) -> None:
     try:
         if files and record["data_files"] != [file_record(path) for path in files]:
             raise ValueError(f"{' or '.join(files)} was changed since the training")
-        table = read_pairs(files) if files else demo_pairs(len(ids), record["seed"], held_out=True)
+        demo = {"rows": len(ids), "seed": record["seed"], "held_out": True}
+        table = read_pairs(files, **as_typed(record)) if files else demo_pairs(**demo)
         tables.append(table.set_index("id"))
     except (OSError, ValueError) as error:
         run.note += f" {first_line(error)}."

@@ -117,7 +117,7 @@ def test_parts_of_another_run_are_refused_by_name(runs, tmp_path, small_parts, m
     other = [word if word != runs[1] else f"{runs[1]}:ab" for word in words]
     with pytest.raises(ValueError, match="with another adapter"):
         infer.main(other)
-    rows_of_all_lengths().head(20).to_parquet(tmp_path / "rows.parquet")
+    write_pairs(tmp_path / "rows.parquet", rows_of_all_lengths().head(20))
     with pytest.raises(ValueError, match="with another data"):
         infer.main(words)
 

@@ -144,7 +144,7 @@ def folds(tmp_path, data: str, k: int = 3) -> tuple[list[str], dict[str, float]]
         held_out = table[table.index % k == fold].sample(frac=1, random_state=fold)
         held_out = held_out[["id", "label"]].assign(p_a=[p[i] for i in held_out["id"]])
         held_out.to_parquet(folder / "eval.parquet")
-        files = [train.file_record(data)]
+        files = train.records([data])
         record = {
             "data_files": files,
             "eval_data": None,

@@ -110,7 +110,8 @@ def test_from_the_shell_it_is_one_line_and_status_1(script, tmp_path, runs):
     ended = subprocess.run(
         [sys.executable, str(REPOSITORY / script), *words], capture_output=True, text=True, cwd=tmp_path
     )
-    reason = f"{path}: row 1, column winner: 'model_c' is neither model_a nor model_b nor a tie"
+    reason = f"{path}: row 1, column winner: 'model_c' is neither response_a nor response_b nor a tie"
+    reason += " in any usual word: --winner-words a=WORD b=WORD tie=WORD says which means which"
     assert ended.returncode == 1 and ended.stdout == ""
     assert ended.stderr.splitlines()[-1] == f"{script}: {reason}" and "Traceback" not in ended.stderr
 

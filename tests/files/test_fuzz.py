@@ -7,19 +7,21 @@ What is tried: rows of every layout with cells of any JSON value, written as eac
 and bytes that were never a file.
 """
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 
 import pyarrow as pa
 import pytest
-from bad_input import ARENA, CHOSEN, LMSYS, ROW, parquet
+from bad_input import ARENA, CHOSEN, LMSYS, ROW, TALK, parquet, zstd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minarena.data import TEXTS
-from minarena.files import pairs
+from minarena.files import formats
 from minarena.files.pairs import read_pairs
 
 SHORT = settings(max_examples=300, derandomize=True, deadline=None)
@@ -31,6 +33,24 @@ LAYOUTS += [
     CHOSEN,
     CHOSEN | {"score_chosen": 8, "score_rejected": 7.5},
     {k: LMSYS[k] for k in ("id", *TEXTS)},
+    {"context": TALK[:1], "response1": "a", "response2": "b", "overall_preference": -1},
+    {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1},
+    {
+        "system": "s",
+        "question": "q",
+        "input": "i",
+        "output_1": "a",
+        "output_2": "b",
+        "score_1": 1,
+        "score_2": 2,
+    },
+    {**ARENA, "turn": 1, "model_a": "x", "model_b": "y"},
+    {"prompt": "q", "chosen": ["a"], "rejected": ["b", "c"]},
+    {"prompt": "q", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]},
+    {"prompt": "q", "responses": ["a", "b"], "scores": [1, 2]},
+    {"prompt": "q", "chosen": "qa", "rejected": "qb", "chosen_rating": 3, "rejected_rating": 2},
+    {"chosen": json.dumps(TALK), "rejected": json.dumps(TALK)},
+    {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
 ]
 SPECIAL = [
     "",
@@ -61,7 +81,9 @@ cells = st.one_of(
     st.integers(850, 1000).map(f"{DEEP}{{}}".format),  # about as deep as Python's stack
 )
 changes = st.dictionaries(
-    st.sampled_from([*ROW, *LMSYS, *ARENA, "chosen", "score_chosen", "row"]), cells, max_size=2
+    st.sampled_from(sorted({"row", "(row)", "(part)", "label", *(key for row in LAYOUTS for key in row)})),
+    cells,
+    max_size=2,
 )
 tables = st.tuples(st.sampled_from(LAYOUTS), st.lists(changes, min_size=1, max_size=4))
 
@@ -87,9 +109,10 @@ def as_jsonl(rows: list[dict]) -> bytes:
     return "".join(f"{{{line}}}\n" for line in lines).encode()
 
 
-def as_csv(rows: list[dict]) -> bytes:
+def as_csv(rows: list[dict], delimiter: str = ",") -> bytes:
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, [*dict.fromkeys(key for row in rows for key in row)])
+    names = [*dict.fromkeys(key for row in rows for key in row)]
+    writer = csv.DictWriter(file, names, delimiter=delimiter)
     writer.writeheader()
     writer.writerows({key: text(cell) for key, cell in row.items()} for row in rows)
     return file.getvalue().encode("utf-8", "surrogatepass")
@@ -108,7 +131,20 @@ def as_parquet(rows: list[dict]) -> bytes:
     return parquet(columns, compression="none")
 
 
+def as_array(rows: list[dict]) -> bytes:
+    return b"[" + b",\n".join(as_jsonl(rows).splitlines()) + b"]"
+
+
+def as_arrow(rows: list[dict]) -> bytes:
+    table, file = pa.parquet.read_table(io.BytesIO(as_parquet(rows))), io.BytesIO()
+    with [pa.ipc.new_file, pa.ipc.new_stream][len(rows) % 2](file, table.schema) as writer:
+        writer.write_table(table)
+    return file.getvalue()
+
+
 KINDS = {".jsonl": as_jsonl, ".csv": as_csv, ".parquet": as_parquet}
+KINDS |= {".json": as_array, ".arrow": as_arrow, ".tsv": lambda rows: as_csv(rows, "\t")}
+PACKED = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
 edits = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), st.binary(max_size=6)), max_size=3)
 
 
@@ -122,7 +158,8 @@ def damaged(content: bytes, edits: list) -> bytes:
 
 def check(path, content: bytes, rows_at_a_time: int, monkeypatch) -> None:
     path.write_bytes(content)
-    monkeypatch.setattr(pairs, "ROWS", rows_at_a_time)
+    monkeypatch.setattr(formats, "ROWS", rows_at_a_time)
+    monkeypatch.setattr(formats, "BLOCK", [3, 2**16][len(content) % 2])
     try:
         table = read_pairs([str(path)], ties=[None, "half"][len(content) % 2])
     except ValueError as error:
@@ -147,14 +184,13 @@ def patch():
 
 
 @EFFORT
-@given(tables, st.sampled_from([*KINDS]), edits, st.booleans(), st.sampled_from([1, 2, 4096]))
-def test_a_table_or_one_line_that_names_the_file(folder, patch, table, kind, edits, zipped, rows):
-    content = damaged(KINDS[kind](rows_of(table)), edits)
-    content = gzip.compress(content) if zipped else content
-    check(folder / f"pairs{kind}{'.gz' * zipped}", content, rows, patch)
+@given(tables, st.sampled_from([*KINDS]), edits, st.sampled_from([*PACKED]), st.sampled_from([1, 2, 4096]))
+def test_a_table_or_one_line_that_names_the_file(folder, patch, table, kind, edits, packed, rows):
+    content = PACKED[packed](damaged(KINDS[kind](rows_of(table)), edits))
+    check(folder / f"pairs{kind}{packed}", content, rows, patch)
 
 
 @EFFORT
-@given(st.binary(max_size=300), st.sampled_from([*KINDS]), st.booleans())
-def test_bytes_that_never_were_a_file(folder, patch, content, kind, zipped):
-    check(folder / f"pairs{kind}{'.gz' * zipped}", content, 4096, patch)
+@given(st.binary(max_size=300), st.sampled_from([*KINDS]), st.sampled_from([*PACKED]))
+def test_bytes_that_never_were_a_file(folder, patch, content, kind, packed):
+    check(folder / f"pairs{kind}{packed}", content, 4096, patch)

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from minarena.data import split, swapped
-from minarena.files import pairs
+from minarena.files import formats
 from minarena.files.pairs import read_pairs
 
 
@@ -110,9 +110,9 @@ def test_lmsys_test_is_known_by_its_cells_and_plain_text_is_not_taken_for_it(tmp
         ({"prompt": "no list"}, "row 2, column prompt: 'no list' is not a JSON list of turns"),
         ({"response_b": '{"a": 1}'}, "row 2, column response_b"),
         ({"response_a": '["a", 3]'}, "row 2, column response_a"),
-        ({"winner_model_b": 1}, "row 2, column winner_tie: not one of the three winners is 1"),
-        ({"winner_model_a": 0}, "row 2, column winner_tie"),
-        ({"winner_tie": "maybe"}, "row 2, column winner_tie: 'maybe' is neither 0 nor 1"),
+        ({"winner_model_b": 1}, "row 2, column winner_model_a: '1' is not, with the other votes, one winner"),
+        ({"winner_model_a": 0}, "row 2, column winner_model_a"),
+        ({"winner_tie": "maybe"}, "row 2, column winner_model_a"),
     ],
 )
 def test_a_broken_lmsys_cell_is_named(change, named, tmp_path):
@@ -165,7 +165,9 @@ def test_system_turns_and_earlier_turns_are_the_prompt_and_a_lone_question_stays
             "rejected": [user("1"), bot("2"), user("3"), bot("n")],
         },
     ]
-    rows = [{"source": "x", "prompt": "last turn", "question": "first turn", **row} for row in rows]
+    for row in rows:
+        asked = [turn["content"] for turn in row["chosen"] if turn["role"] == "user"]
+        row |= {"source": "x", "prompt": asked[-1], "question": asked[0]}
     table = read_pairs([parquet(tmp_path / "orpo.parquet", rows)])
     assert list(table["prompt"]) == [
         "why?",
@@ -176,14 +178,14 @@ def test_system_turns_and_earlier_turns_are_the_prompt_and_a_lone_question_stays
     assert list(best) == ["yes", "yes", "y"]
 
 
-def test_ultrafeedback_drops_equal_scores_whatever_the_ties(tmp_path, capsys):
-    rows = [
-        {**row, "score_chosen": 8.0, "score_rejected": 8.0 - i % 2} for i, row in enumerate(chosen_rows(6))
-    ]
+@pytest.mark.parametrize("names", ["score_chosen score_rejected", "chosen-rating rejected-rating"])
+def test_equal_scores_are_ties_however_spelt(names, tmp_path, capsys):
+    first, second = names.split()
+    rows = [{**row, first: 8.0, second: 8.0 - i % 2} for i, row in enumerate(chosen_rows(6))]
     path = parquet(tmp_path / "ultra.parquet", rows)
-    for ties in ("drop", "half"):
-        assert len(read_pairs([path], ties=ties)) == 3
-        assert f"{path}: chosen layout, 6 rows read, 3 used; 3 with equal scores" in capsys.readouterr().err
+    assert len(read_pairs([path], ties="drop")) == 3
+    assert "6 rows read, 3 used; 3 ties (--ties half keeps them)" in capsys.readouterr().err
+    assert sorted(read_pairs([path], ties="half")["label"].between(0.1, 0.9)) == [False] * 3 + [True] * 3
 
 
 def test_hh_dialogues_zipped(tmp_path):
@@ -210,21 +212,27 @@ def test_a_cell_that_is_no_conversation_is_named(cell, tmp_path):
 # ---------------------------------------------------------------------------------------------- the coin
 
 
-def test_chosen_is_dealt_by_a_coin_balanced_and_the_same_however_much_is_read(tmp_path, monkeypatch):
-    path = jsonl(tmp_path / "dpo.jsonl", chosen_rows(1001))
-    table = read_pairs([path])
+def test_chosen_is_dealt_by_a_coin_that_the_texts_throw(tmp_path, monkeypatch):
+    rows = chosen_rows(1001)
+    table = read_pairs([jsonl(tmp_path / "dpo.jsonl", rows)])
     for row in table.to_dict("records"):
         i = row["prompt"][1:]
         assert (row["response_a"], row["response_b"]) == (f"good{i}", f"bad{i}")[:: 1 if row["label"] else -1]
-    label = table["label"].to_numpy()
-    assert abs(label.sum() - 1001 / 2) <= 0.5  # balanced, and so is each pair of rows: any part is, too
-    assert set(label[:1000].reshape(500, 2).sum(axis=1)) == {1}
-    first = label[:1000:2]  # the coin of each pair: fair, and no pattern (five standard errors of 500 throws)
-    assert abs(first.mean() - 0.5) < 5 * 0.5 / 500**0.5
-    assert abs((first[1:] == first[:-1]).mean() - 0.5) < 5 * 0.5 / 499**0.5
-    monkeypatch.setattr(pairs, "ROWS", 7)
-    pd.testing.assert_frame_equal(read_pairs([path]), table)
-    pd.testing.assert_frame_equal(read_pairs([path], limit=300), table.head(300))
+        assert row["chosen"] == row["label"]
+    label = table["label"].to_numpy()  # fair, and no pattern: five standard errors of 1001 throws
+    assert abs(label.mean() - 0.5) < 5 * 0.5 / 1001**0.5
+    assert abs((label[1:] == label[:-1]).mean() - 0.5) < 5 * 0.5 / 1000**0.5
+    shuffled = read_pairs([jsonl(tmp_path / "other.jsonl", rows[:300:-1])]).set_index("id")
+    same = table.set_index("id").loc[shuffled.index]
+    pd.testing.assert_frame_equal(shuffled, same)
+    turned = [{"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]  # whichever was chosen
+    other = read_pairs([jsonl(tmp_path / "turned.jsonl", turned)])
+    texts = ["id", "prompt", "response_a", "response_b"]
+    pd.testing.assert_frame_equal(other[texts], table[texts])
+    assert list(other["label"]) == list(1 - label)
+    monkeypatch.setattr(formats, "ROWS", 7)
+    pd.testing.assert_frame_equal(read_pairs([str(tmp_path / "dpo.jsonl")]), table)
+    pd.testing.assert_frame_equal(read_pairs([str(tmp_path / "dpo.jsonl")], limit=300), table.head(300))
 
 
 # ---------------------------------------------------------------------------------------------- pseudo-labels
@@ -266,3 +274,185 @@ def test_rows_that_people_judged_and_pseudo_labels_are_told_apart_and_only_the_f
     train, held_out = split(table, n_splits=2, fold=1)
     assert list(held_out["id"]) == ["h1", "h3", "h5", "h7", "h9"] and len(train) == 15
     assert "pseudo" not in read_pairs([people])
+
+
+# ---------------------------------------------------------------------------------------------- three parts
+
+TEXT = {"prompt": "q", "a": "A!", "b": "B!"}
+
+
+def say_human(value: str) -> dict:
+    return {"from": "human", "value": value}
+
+
+# How a row may be written: its texts, whatever the verdict. All mean: prompt q, answers A! and B!
+TEXTS = {
+    "text": {"prompt": "q", "response_a": "A!", "response_b": "B!"},
+    "numbered": {"question": "q", "answer1": "A!", "answer2": "B!"},
+    "from zero": {"instruction": "q", "response_0": "A!", "response_1": "B!"},
+    "capitals": {"History": "q", "human_ref_A": "A!", "human_ref_B": "B!"},
+    "turns": {"prompt": ["q"], "response_a": ["A!"], "response_b": ["B!"]},
+    "turns as JSON": {"prompt": '["q"]', "response_a": '["A!"]', "response_b": '["B!"]'},
+    "messages": {"conversation_a": [user("q"), bot("A!")], "conversation_b": [user("q"), bot("B!")]},
+    "messages as JSON": {
+        "messages_a": json.dumps([user("q"), bot("A!")]),
+        "messages_b": json.dumps([user("q"), bot("B!")]),
+    },
+    "answers as messages": {"prompt": [user("q")], "output_1": [bot("A!")], "output_2": [bot("B!")]},
+    "one message": {"messages": [user("q")], "completion_a": bot("A!"), "completion_b": bot("B!")},
+    "from and value": {
+        "conversation_a": [say_human("q"), {"from": "gpt", "value": "A!"}],
+        "conversation_b": [say_human("q"), {"from": "Model", "value": "B!"}],
+    },
+    "parts": {
+        "conversation_a": [user([{"type": "text", "text": "q"}, {"type": "image", "image": "x"}]), bot("A!")],
+        "conversation_b": [user([{"type": "text", "text": "q"}]), {"role": "BOT ", "content": ["B!"]}],
+    },
+    "prompt repeated": {
+        "prompt": "q",
+        "conversation_a": [user("q"), bot("A!")],
+        "conversation_b": [user("q"), bot("B!")],
+    },
+    "prompt in text": {"prompt": "q", "response_a": "qA!", "response_b": "qB!"},
+}
+# How the verdict may be said: a wins, b wins, a tie
+VERDICTS = {
+    "model_a": ("winner", "model_a", "model_b", "tie"),
+    "letters": ("Winner", "A", " b ", "tie (bothbad)"),
+    "response": ("preference", "response_a", "Response B", "both_bad"),
+    "sides": ("preferred", "left", "right", "tie (inconsistent)"),
+    "models": ("verdict", "Model A", "assistant_b", "both good"),
+    "probabilities": ("winner", [1.0, 0.0], "[0, 1]", [0.5, 0.5]),
+    "mixed": ("winner", "model_a", [0.0, 1.0], "tie"),
+    "strength": ("preference_strength", -3, 1, 0),
+    "strength 3": ("overall_preference", -1, 2, 0),
+    "scores": (("score_a", "score_b"), (9, 2), (1.5, 2), (3, 3)),
+    "ranks": (("rank_1", "rank_2"), (1, 2), (2, 1), (1, 1)),
+    "votes": (("winner_model_a", "winner_model_b", "winner_tie"), (1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "names": (("winner", "model_a", "model_b"), ("x", "x", "y"), ("y", "x", "y"), ("tie", "x", "y")),
+    "none": ((), (), (), ()),
+}
+
+
+@pytest.mark.parametrize("said", VERDICTS)
+@pytest.mark.parametrize("written", TEXTS)
+def test_texts_and_verdicts_of_any_kind_go_together(written, said, tmp_path):
+    names, *values = VERDICTS[said]
+    names = (names,) if isinstance(names, str) else names
+    values = [value if isinstance(value, tuple) else (value,) for value in values]
+    rows = [TEXTS[written] | dict(zip(names, value, strict=True)) for value in values]
+    table = read_pairs([jsonl(tmp_path / "rows.jsonl", rows)])
+    assert table[["prompt", "response_a", "response_b"]].to_numpy().tolist() == [["q", "A!", "B!"]] * 3
+    assert table["label"].tolist() == [1, 0, 0.5] if said != "none" else table["label"].isna().all()
+    assert table["id"].is_unique and "chosen" not in table
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_numbers_count_beside_columns_that_are_numbered_so_and_nowhere_else(first, tmp_path):
+    numbered = {f"response_{first}": "A!", f"response_{first + 1}": "B!"}
+    rows = [{"prompt": "q", **numbered, "better_response_id": first + i % 2} for i in range(3)]
+    assert list(read_pairs([jsonl(tmp_path / "rows.jsonl", rows)])["label"]) == [1, 0, 1]
+    for value in (2 - 2 * first, "-1", True, 0.5, None):
+        path = jsonl(tmp_path / "bad.jsonl", [*rows, {**rows[0], "better_response_id": value}])
+        with pytest.raises(ValueError, match=r"row 4, column better_response_id: .* --winner-words a=WORD"):
+            read_pairs([path])
+    for value in (0, 1, 2, 1.0, "1", "0"):
+        with pytest.raises(ValueError, match=r"row 1, column winner: .* --winner-words a=WORD b=WORD"):
+            read_pairs([jsonl(tmp_path / "ab.jsonl", [{**TEXTS["text"], "winner": value}])])
+
+
+CHOSEN_TEXTS = {
+    "text": {"prompt": "q", "chosen": "A!", "rejected": "B!"},
+    "spelt": {"instruction": "q", "chosen_response": "A!", "rejected_response": "B!"},
+    "explicit": {"prompt": [user("q")], "chosen": [bot("A!")], "rejected": [bot("B!")]},
+    "implicit": {"chosen": [user("q"), bot("A!")], "rejected": [user("q"), bot("B!")]},
+    "text prompt": {"prompt": "q", "chosen": [bot("A!")], "rejected": [bot("B!")]},
+    "dialogue": {"chosen": "\n\nHuman: q\n\nAssistant: A!", "rejected": "\n\nHuman: q\n\nAssistant: B!"},
+    "dialogue prompt": {"prompt": "\n\nHuman: q\n\nAssistant: ", "chosen": "A!", "rejected": "B!"},
+    "conversations": {"conversations": [say_human("q")], "chosen": bot("A!"), "rejected": bot("B!")},
+    "preferred": {"prompt": "q", "preferred_output": [bot("A!")], "non_preferred_output": [bot("B!")]},
+    "messages beside": {  # the answer itself is no prompt
+        "messages": [user("q"), bot("A!")],
+        "chosen": [user("q"), bot("A!")],
+        "rejected": [user("q"), bot("B!")],
+    },
+    "prompt ends with the answer": {"prompt": [user("q"), bot("A!")], "chosen": "A!", "rejected": "B!"},
+    "repeated": {"prompt": "q", "chosen": "qA!", "rejected": "qB!"},
+    "list of rejected": {"prompt": "q", "chosen": ["A!"], "rejected": ["B!"]},
+    "completions": {
+        "instruction": "q",
+        "completions": [{"response": "B!", "overall_score": 1.0}, {"response": "A!", "overall_score": 8}],
+    },
+    "ranks": {"prompt": "q", "answers": [{"answer": "B!", "rank": 2.0}, {"answer": "A!", "rank": 1.0}]},
+    "lists": {"prompt": "q", "responses": ["B!", "A!"], "scores": [1, 2]},
+}
+
+
+@pytest.mark.parametrize("written", CHOSEN_TEXTS)
+def test_the_better_answer_wins_however_a_file_says_which_it_is(written, tmp_path):
+    table = read_pairs([jsonl(tmp_path / "rows.jsonl", [CHOSEN_TEXTS[written]] * 2)])
+    assert table["prompt"].tolist() == ["q", "q"] and len(table) == 2
+    for row in table.to_dict("records"):
+        assert (row["response_a"], row["response_b"]) == ("A!", "B!")[:: 1 if row["label"] == 1 else -1]
+        assert row["label"] in (0, 1) and row["chosen"] == row["label"]
+
+
+def test_a_prompt_in_several_columns_becomes_one(tmp_path):
+    answers = {"response_a": "A!", "response_b": "B!"}
+    rows = [
+        {"system": "Be brief.", "prompt": "q", **answers},
+        {"system": None, "prompt": "q", "input": "in short", **answers},
+        {"system": "", "prompt": "q", "input": "", "history": "before", **answers},
+    ]
+    table = read_pairs([jsonl(tmp_path / "rows.jsonl", rows)])
+    assert table["prompt"].tolist() == ["System: Be brief.\n\nUser: q", "q\n\nin short", "before\n\nq"]
+    talk = [user("Earlier?"), bot("Yes.")]
+    rows = [{"prompt": talk, "chosen": [user("q"), bot(x)], "rejected": [user("q"), bot("B!")]} for x in "AB"]
+    rows[1]["prompt"] = [user("Earlier?"), bot("Yes."), user("q")]
+    table = read_pairs([jsonl(tmp_path / "history.jsonl", rows)])
+    assert set(table["prompt"]) == {"User: Earlier?\n\nAssistant: Yes.\n\nUser: q"}
+
+
+def test_the_answers_of_the_turn_that_a_file_names_are_compared(tmp_path):
+    talks = {f"conversation_{x}": [user("q1"), bot(f"{x}1"), user("q2"), bot(f"{x}2")] for x in "ab"}
+    rows = [{**talks, "turn": turn, "winner": "model_a"} for turn in (1, 2, 3)]
+    table = read_pairs([parquet(tmp_path / "bench.parquet", rows)])
+    assert table["response_a"].tolist() == ["a1", "a2", "a2"] and table["prompt"][0] == "q1"
+
+
+def test_dialogues_that_part_before_their_last_turn_are_compared_from_there_on(tmp_path):
+    chosen = [user("q"), bot("A!"), user("Thanks."), bot("Welcome.")]
+    row = {"chosen": chosen, "rejected": [user("q"), bot("B!")]}
+    table = read_pairs([jsonl(tmp_path / "rows.jsonl", [row])])
+    assert table["prompt"].tolist() == ["q"]
+    assert {table["response_a"][0], table["response_b"][0]} == {
+        "A!\n\nUser: Thanks.\n\nAssistant: Welcome.",
+        "B!",
+    }
+
+
+def test_a_lone_cell_that_looks_like_json_is_text_and_a_lone_one_that_does_not_is_refused(tmp_path):
+    rows = [{"id": i, "prompt": "q", "response_a": "A", "response_b": "B", "winner": "a"} for i in range(4)]
+    rows[2]["prompt"] = '["q", "r"]'
+    assert read_pairs([jsonl(tmp_path / "text.jsonl", rows)])["prompt"][2] == '["q", "r"]'
+    listed = [{**row, "prompt": '["q"]', "response_a": '["A"]', "response_b": '["B"]'} for row in rows]
+    listed[3]["response_b"] = "plain"
+    with pytest.raises(ValueError, match="row 4, column response_b: 'plain' is not a JSON list"):
+        read_pairs([jsonl(tmp_path / "json.jsonl", listed)])
+    listed[3]["response_b"] = "['python', 'list']"
+    with pytest.raises(ValueError, match="row 4, column response_b"):
+        read_pairs([jsonl(tmp_path / "python.jsonl", listed)])
+
+
+def test_several_answers_a_prompt_share_their_place_and_have_ids_of_their_own(tmp_path):
+    answers = [
+        {"answer": text, "rank": rank} for text, rank in (("mid", 2), ("best", 1), ("last", 3), ("too", 1))
+    ]
+    rows = [{"id": f"r{i}", "prompt": f"q{i}", "answers": answers} for i in range(3)]
+    table = read_pairs([jsonl(tmp_path / "rows.jsonl", rows)], ties="half")
+    assert list(table["id"]) == [f"r{i}-{k}" for i in range(3) for k in (1, 2, 3)]
+    assert list(table.index) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    better = table["response_a"].where(table["chosen"] == 1, table["response_b"])
+    assert set(better) == {"best"} and (table["label"] == 0.5).sum() == 3
+    train, held_out = split(table, n_splits=3, fold=1)
+    assert set(held_out["prompt"]) == {"q1"} and set(train["prompt"]) == {"q0", "q2"}

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from test_layouts import chosen_rows, jsonl
 from tqdm import tqdm
 
-from minarena.data import split
-from minarena.files import pairs
+from minarena.data import output_ids, split
+from minarena.files import formats
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import fix_texts, repaired
 from minarena.tiny import demo_pairs
@@ -45,10 +45,9 @@ def test_rows_that_teach_nothing_are_counted_by_reason_and_kept_for_inference(tm
     said = capsys.readouterr().err
     assert list(dropped["id"]) == ["0", "8"]
     reasons = "2 with an empty prompt; 2 with an empty response; 1 with equal responses"
-    assert (
-        said
-        == f"{path}: competition layout, 9 rows read, 2 used; {reasons}; 2 ties (--ties half keeps them)\n"
-    )
+    columns = "a=response_a b=response_b id=id prompt=prompt winner=winner"
+    used = f"9 rows read, 2 used; {reasons}; 2 ties (--ties half keeps them)"
+    assert said == f"{path}: two answers ({columns}), {used}\n"
     half = read_pairs([path], ties="half")
     assert list(half["id"]) == ["0", "5", "6", "8"] and list(half["label"]) == [1, 0.5, 0.5, 0]
     assert list(read_pairs([path])["id"]) == [str(i) for i in range(9)]
@@ -94,12 +93,12 @@ def test_reading_in_small_pieces_changes_nothing(ending, tmp_path, monkeypatch):
         frame.to_parquet(path) if ending == ".parquet" else frame.to_csv(path, index=False)
     whole = read_pairs([str(path)])
     assert whole["prompt"].tolist() == [row["prompt"] for row in rows]
-    monkeypatch.setattr(pairs, "ROWS", 7)
+    monkeypatch.setattr(formats, "ROWS", 7)
     pd.testing.assert_frame_equal(read_pairs([str(path)]), whole)
 
 
 def test_a_wrong_cell_in_a_later_piece_is_named_by_its_row_in_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "ROWS", 7)
+    monkeypatch.setattr(formats, "ROWS", 7)
     row = {"prompt": "q", "response_a": "A", "response_b": "B", "winner": "model_a"}
     rows = [{"id": i, **row} for i in range(30)]
     del rows[23]["prompt"]
@@ -108,10 +107,10 @@ def test_a_wrong_cell_in_a_later_piece_is_named_by_its_row_in_the_file(tmp_path,
 
 
 def test_a_line_that_is_cut_in_a_later_piece_is_named_by_its_row_in_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "ROWS", 7)
+    monkeypatch.setattr(formats, "ROWS", 7)
     (tmp_path / "x.csv").write_text("id,prompt,response_a,response_b\n" + "1,q,a,b\n" * 22 + "1,q\n")
     with pytest.raises(ValueError, match="row 23: 2 cells, the header has 4"):
-        list(pairs.read_frames(str(tmp_path / "x.csv")))
+        list(formats.read_frames(str(tmp_path / "x.csv")))
 
 
 def test_the_bar_reaches_the_size_of_the_file(tmp_path):
@@ -143,3 +142,114 @@ def test_repair_by_two_processes_is_repair_by_one_and_keeps_rows_and_index(monke
     pd.testing.assert_frame_equal(mended, repaired(table, workers=1))
     assert list(mended["response_b"]) == [ftfy.fix_text(text) for text in table["response_b"]]
     assert list(mended.index) == list(table.index) and list(mended["id"]) == list(table["id"])
+
+
+# ---------------------------------------------------------------------------------------------- options
+
+ANSWERS = [{"q": "one?", "x": "A", "y": "B", "vote": 1}, {"q": "two?", "x": "A", "y": "B", "vote": 2}]
+COLUMNS = {"prompt": "q", "a": "x", "b": "y", "winner": "vote"}
+
+
+def test_columns_and_winner_words_say_what_names_do_not(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", ANSWERS)
+    with pytest.raises(
+        ValueError, match=r"nearest layout: .*; missing: a, b; it has q, x, y, vote; --columns"
+    ):
+        read_pairs([path])
+    with pytest.raises(
+        ValueError, match=r"row 1, column vote: 1 is neither x nor y .* --winner-words a=WORD"
+    ):
+        read_pairs([path], columns=COLUMNS)
+    for one, two in ((1, 0), (0, 1)):
+        words = {"a": str(2 - one), "b": str(1 + one)}
+        table = read_pairs([path], columns=COLUMNS, winner_words=words)
+        assert list(table["label"]) == [one, two]
+    typed = [f"{key}={name}" for key, name in COLUMNS.items()]
+    again = read_pairs([path], columns=typed, winner_words=["a=1.0", "b=2", "tie=0"])
+    assert list(again["label"]) == [1, 0] and list(again["prompt"]) == ["one?", "two?"]
+    with pytest.raises(ValueError, match="--columns prompt=nowhere: no such column; it has q, x, y, vote"):
+        read_pairs([path], columns={"prompt": "nowhere"})
+
+
+def test_columns_say_that_one_side_is_the_better_one(tmp_path, capsys):
+    rows = [{"prompt": f"q{i}", "response_a": "A", "response_b": "B", "winner": "model_a"} for i in range(30)]
+    path = jsonl(tmp_path / "rows.jsonl", rows)
+    read_pairs([path])
+    option = "--columns chosen=response_a rejected=response_b"
+    assert f"response_a wins 100% of the rows; if it is the better one: {option}" in capsys.readouterr().err
+    table = read_pairs([path], columns={"chosen": "response_a", "rejected": "response_b"})
+    assert {0.0, 1.0} == set(table["label"]) and list(table["chosen"]) == list(table["label"])
+
+
+def test_columns_may_name_what_stands_inside_a_cell(tmp_path):
+    answers = {"data": {"prompt": "q", "answer1": "A", "answer2": "B"}, "result": [{"selected": "left"}]}
+    path = jsonl(tmp_path / "studio.jsonl", [answers, {**answers, "result": [{"selected": "right"}]}])
+    with pytest.raises(ValueError) as error:
+        read_pairs([path])
+    shown = str(error.value).partition("--columns ")[2].partition(" would")[0]
+    table = read_pairs([path], columns=shown.split())
+    assert list(table["label"]) == [1, 0] and list(table["prompt"]) == ["q", "q"]
+
+
+def test_a_label_is_refused_in_training_and_left_out_of_inference(tmp_path, capsys):
+    path = jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "response_a": "A", "response_b": "B", "label": 1}])
+    with pytest.raises(ValueError, match=r"column label: .* --columns winner=label --winner-words a=WORD"):
+        read_pairs([path], ties="drop")
+    assert read_pairs([path])["label"].isna().all() and "not used: label" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- ids
+
+
+def test_judges_who_differ_stay_and_those_who_agree_are_one(tmp_path, capsys):
+    row = {"question_id": 81, "prompt": "q", "response_a": "A", "response_b": "B"}
+    rows = [{**row, "winner": winner} for winner in ("model_a", "model_b", "model_b")]
+    rows += [{**row, "question_id": 82, "prompt": "r", "winner": "model_a"}] * 3
+    path = jsonl(tmp_path / "rows.jsonl", rows)
+    table = read_pairs([path], ties="half")
+    assert list(table["id"]) == ["81", "81-2", "81-3", "82"] and list(table["label"]) == [1, 0, 0, 1]
+    assert "2 pairs are repeated: the first of each is used" in capsys.readouterr().err
+    assert list(read_pairs([path])["id"]) == [
+        "81",
+        "81-2",
+        "81-3",
+        "82",
+        "82-2",
+        "82-3",
+    ]  # every row, in order
+
+
+@pytest.mark.parametrize("ids", [["x", "x", "x-2"], ["x-2", "x", "x", "x"]])
+def test_numbers_of_ids_that_are_met_again_are_unique_themselves(ids, tmp_path):
+    rows = [{"id": x, "prompt": f"q{i}", "response_a": "A", "response_b": "B"} for i, x in enumerate(ids)]
+    table = read_pairs([jsonl(tmp_path / "rows.jsonl", rows)])
+    assert table["id"].is_unique and list(table["prompt"]) == [f"q{i}" for i in range(len(ids))]
+
+
+@pytest.mark.parametrize(
+    ("ids", "integers"),
+    [
+        ([1, 2], True),
+        ([-5, 2**62], True),
+        (["1", "2"], False),
+        ([1, "2"], False),
+        ([1, 2**64], False),
+        ([1, 1], False),
+    ],
+)
+def test_ids_are_of_their_own_kind_in_the_output(ids, integers, tmp_path):
+    rows = [{"id": x, "prompt": f"q{i}", "response_a": "A", "response_b": "B"} for i, x in enumerate(ids)]
+    out = output_ids(read_pairs([jsonl(tmp_path / "rows.jsonl", rows)]))
+    assert (list(out) == ids and out.dtype == "int64") if integers else all(isinstance(x, str) for x in out)
+
+
+def test_the_order_of_a_file_changes_neither_ids_nor_sides(tmp_path):
+    rows = chosen_rows(40)
+    tables = [
+        read_pairs([jsonl(tmp_path / f"{i}.jsonl", part)])
+        for i, part in enumerate((rows, rows[::-1], rows[7:]))
+    ]
+    whole = tables[0].set_index("id")
+    for table in tables[1:]:
+        part = table.set_index("id")
+        pd.testing.assert_frame_equal(part, whole.loc[part.index])

@@ -89,11 +89,15 @@ def test_several_files_are_joined_in_the_order_given_and_cut_at_the_limit(tmp_pa
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
-@pytest.mark.parametrize("column", COLUMNS[:4])
-def test_a_missing_column_is_named_with_the_file(ending, column, tmp_path):
+@pytest.mark.parametrize(("column", "key"), [("prompt", "prompt"), ("response_a", "a"), ("response_b", "b")])
+def test_a_missing_column_is_named_with_the_file(ending, column, key, tmp_path):
     rows = [{c: v for c, v in row.items() if c != column} for row in ROWS]
     path = write(tmp_path / f"pairs{ending}", rows)
-    assert f"{path}: missing column {column};" in refusal(path)
+    said = refusal(path)
+    assert said.startswith(
+        f"{path}: nearest layout: two answers a and b with a winner; missing: {key}; it has id, "
+    )
+    assert f"--columns {key}=NAME" in said or f" {key}=NAME" in said
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".jsonl"])  # a csv has no null: empty is the empty text
@@ -114,13 +118,13 @@ def test_a_null_among_numbers_is_the_one_that_is_named(ending, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
-@pytest.mark.parametrize("winner", ["draw", "MODEL_A", "", "model_a "])
+@pytest.mark.parametrize("winner", ["model_c", "0", "", "-1"])
 def test_an_unknown_winner_is_named_with_file_row_and_column(ending, winner, tmp_path):
     path = write(tmp_path / f"pairs{ending}", changed(1, winner=winner))
     assert f"{path}: row 2, column winner: {winner!r}" in refusal(path)
 
 
-@pytest.mark.parametrize("value", [7, 1.5, True, ["a"], {"role": "user"}])
+@pytest.mark.parametrize("value", [7, 1.5, True, ["a"], {"role": "user", "content": "a"}])
 def test_a_text_that_is_no_text_is_named(value, tmp_path):
     path = write(tmp_path / "pairs.jsonl", changed(3, response_b=value))
     assert f"{path}: row 4, column response_b: {value!r}" in refusal(path)
@@ -131,12 +135,15 @@ def test_an_empty_id_is_named(tmp_path):
     assert f"{path}: row 2, column id" in refusal(path)
 
 
-def test_a_double_id_names_both_rows_within_a_file_and_over_files(tmp_path):
+def test_an_id_that_is_met_again_gets_a_number_and_files_with_the_same_ids_their_names(tmp_path, capsys):
     path = write(tmp_path / "pairs.csv", changed(3, id="1e3"))
-    assert refusal(path) == f"{path}: row 4, column id: '1e3' again; it is row 2 of {path}"
+    assert list(read_pairs([path])["id"]) == ["007", "1e3", "nan", "1e3-2"]
     first = write(tmp_path / "first.jsonl", [{**ROWS[0], "id": 7}])
     second = write(tmp_path / "second.csv", [ROWS[1], {**ROWS[2], "id": "7"}])  # 7 and "7" are one id
-    assert refusal(first, second) == f"{second}: row 2, column id: '7' again; it is row 1 of {first}"
+    capsys.readouterr()
+    assert list(read_pairs([first, second])["id"]) == ["first.jsonl:7", "second.csv:1e3", "second.csv:7"]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"{first}, {second}: the same ids in several files: their rows are named FILE:ID"
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
@@ -182,7 +189,7 @@ def test_other_unreadable_files_are_refused_by_name(tmp_path):
     assert "row 2: 3 cells, the header has 4" in said["short.csv"]  # else a cut file gets an empty answer
     assert "row 2: 5 cells, the header has 4" in said["ragged.csv"] and "row 2" in said["cut.jsonl"]
     assert "column prompt: stands there twice" in said["twice.csv"]
-    assert ".parquet, .csv, .jsonl" in said["pairs.xlsx"]
+    assert "save the sheet as .csv" in said["pairs.xlsx"]
     assert "no such file" in refusal(tmp_path / "none.csv")
 
 

@@ -1,0 +1,167 @@
+"""Which column of a file is what: all spellings as data, and the way out where they do not tell.
+
+    form, columns = columns_of(head, {"winner": "vote"}, path, True)    answers, {"prompt": "question", ..}
+
+A name counts without case, spaces and signs. Two answers are a pair of names: a word of ANSWERS and two sides
+of SIDES, in either order (response_a and response_b, answer1 and answer2, human_ref_A and human_ref_B). A new
+spelling is a word in a table. What it does not do: look into texts (cells.py), or guess: what is not known is
+refused, with the --columns that settle it.
+"""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+
+def pairs(words: str) -> list[tuple[str, ...]]:
+    return [tuple(word.split("/")) for word in words.split()]
+
+
+SIDES = pairs("a/b 1/2 0/1 left/right first/second")
+BETTER = pairs(
+    "chosen/rejected preferred/nonpreferred preferred/dispreferred preferred/rejected accepted/rejected"
+)
+BETTER += pairs("better/worse winning/losing")
+ANSWERS = (
+    "response answer output completion conversation messages text reply summary candidate generation humanref"
+)
+ANSWERS += " continuation origresponse modelresponse modeloutput modelanswer assistant"
+SCORES = "overallscore score avgrating averagerating rating reward rank"
+PAIRS = {  # two keys -> (words, sides)
+    ("a", "b"): (f"{ANSWERS} ", SIDES),  # the last word is none: columns a and b
+    ("chosen", "rejected"): (f" {ANSWERS}", BETTER),
+    ("score_a", "score_b"): (SCORES, SIDES),
+    ("score_chosen", "score_rejected"): (SCORES, BETTER),
+    ("model_a", "model_b"): ("model modelname generator llm", SIDES),
+    ("vote_a", "vote_b"): ("winnermodel winner win", SIDES),
+}
+NAMES = {  # key -> its names; the first that a file has is taken
+    "id": "id uid uuid questionid conversationid promptid pairid comparisonid sampleid exampleid idx index",
+    "language": "language lang",
+    "system": "system systemprompt systemmessage",
+    "history": "context history trajectory",
+    "prompt": "prompt question instruction query userquery userprompt originstruction post problem",
+    "input": "input",
+    "dialogue": "messages conversation conversations",  # where nothing else holds the prompt
+    "turn": "turn",
+    "winner": "winner winnermodel verdict preferred preferredresponse preference humanpreference choice vote"
+    " origpreference betterresponseid betterresponse betterid better selected chosen",
+    "strength": "preferencestrength overallpreference",
+    "vote_tie": "winnertie tie",
+    "label": "label labels target gold",
+    "many": "completions answers responses candidates generations outputs",
+    "scores": "overallscores scores ratings rewards ranks",
+}
+CONTEXT = ("system", "history", "dialogue", "prompt", "input")  # parts of the prompt, in this order
+VERDICTS = ("winner", "strength", "vote_a", "score_a")  # the first that a file has counts
+FORMS = {  # what a file of each form may have beside id, language and CONTEXT
+    "answers": "a b turn winner strength model_a model_b vote_a vote_b vote_tie score_a score_b",
+    "chosen": "chosen rejected score_chosen score_rejected",
+    "many": "many scores",
+}
+
+
+def squeeze(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def column(frame: pd.DataFrame, name: str) -> pd.Series:
+    """A column, or by a dotted name (data.prompt, annotations.0.selected) what stands inside its cells."""
+    if name in frame:
+        return frame[name]
+    outer, *steps = name.split(".")
+    return pd.Series([inside(cell, steps) for cell in frame[outer]], dtype=object)
+
+
+def inside(cell, steps: list[str]):
+    for step in steps:
+        inner = dict(enumerate(cell)) if isinstance(cell, list) else cell if isinstance(cell, dict) else {}
+        cell = inner.get(int(step) if isinstance(cell, list) and step.isdigit() else step)
+    return cell
+
+
+def columns_of(
+    head: pd.DataFrame, given: dict[str, str], path: str, training: bool
+) -> tuple[str, dict[str, str]]:
+    """(a form of FORMS, key -> column) by the names of a file's columns.
+
+    given: --columns, which win over every spelling. training: a label is needed. Raises ValueError that
+    names the way out.
+    """
+    for key, name in given.items():
+        if name not in head and name.partition(".")[0] not in head:
+            raise ValueError(f"{path}: --columns {key}={name}: no such column; it has {listed(head)}")
+    known = matched(((name, name) for name in head.columns if name not in given.values()), given)
+    two, better = ({x, y} <= known.keys() for x, y in (("a", "b"), ("chosen", "rejected")))
+    verdict = next((key for key in VERDICTS if key in known), "")
+    if better and "a" not in given and not (two and verdict and "chosen" not in given):
+        form = "chosen"
+        swaps = {"score_a": "score_chosen", "score_b": "score_rejected"} if "score_a" in given else {}
+        known = {swaps.get(key, key): name for key, name in known.items()}
+    elif two:
+        form = "answers"
+    elif "many" in known and all(isinstance(cell, list) for cell in column(head, known["many"])):
+        form = "many"
+    else:
+        raise ValueError(missing(head, path, known, [key for key in ("a", "b") if key not in known]))
+    if training and form == "answers" and not verdict and "label" in known:
+        why = f"column {known['label']}: which answer a value of it means is not known"
+        option = f"--columns winner={known['label']} --winner-words a=WORD b=WORD"
+        raise ValueError(f"{path}: {why}: {option} says it")
+    keys = {"id", "language", *CONTEXT, *FORMS[form].split()} - {key for key in VERDICTS if key != verdict}
+    return form, {key: name for key, name in known.items() if key in keys}
+
+
+def matched(names: Iterable[tuple[str, str]], given: dict[str, str]) -> dict[str, str]:
+    """key -> column by the spellings. names: (what is compared, the column's name)."""
+    pool, known = {}, dict(given)
+    for word, name in names:
+        pool.setdefault(squeeze(word), name)
+    for keys, (words, sides) in PAIRS.items():
+        both = [(w + x, w + y) for w in words.split(" ") for x, y in sides]
+        both += [(x + w, y + w) for w in words.split(" ") for x, y in sides]
+        found = next((pair for pair in both if pool.keys() >= set(pair)), ())
+        if not known.keys() & set(keys):
+            known |= {key: pool[name] for key, name in zip(keys, found, strict=False)}
+    for key, words in NAMES.items():
+        free = [pool[word] for word in words.split() if pool.get(word) not in {None, *known.values()}]
+        known |= {key: free[0]} if free and key not in known else {}
+    return known
+
+
+def missing(head: pd.DataFrame, path: str, known: dict[str, str], lacks: list[str]) -> str:
+    """Why a file cannot be read: the nearest layout, what it lacks of it, and the --columns that would do."""
+    names, guess = {squeeze(name): name for name in head.columns}, matched(leaves(head), known)
+    for word in ANSWERS.split():  # answer_a and response_b: no pair, and yet no riddle
+        halves = {"a": [word + a for a, _ in SIDES], "b": [word + b for _, b in SIDES]}
+        guess = {k: names[half] for k, side in halves.items() for half in side if half in names} | guess
+    guess = {"prompt": guess.get("history", guess.get("dialogue", "NAME"))} | guess
+    keys, layout = ["prompt", "a", "b", "winner"], "two answers a and b with a winner"
+    if known.keys() & {"chosen", "rejected"}:
+        keys, layout = ["prompt", "chosen", "rejected"], "chosen and rejected answers"
+        lacks = lacks if "prompt" in lacks else [key for key in keys[1:] if key not in known]
+    lacks = [key for key in lacks if key not in guess] or lacks
+    shown = " ".join(
+        f"{key}={guess.get(key, 'NAME')}" for key in keys if key in lacks or key in guess.keys() - known
+    )
+    alone = [names[word] for word in ANSWERS.split() if word in names and "a" not in guess]
+    why = f" (a row has one answer, {alone[0]}: put two to a prompt into one row)" if alone else ""
+    why = f"{path}: nearest layout: {layout}; missing: {', '.join(lacks)}{why}; it has {listed(head)}"
+    return f"{why}; --columns {shown} would say where"
+
+
+def leaves(head: pd.DataFrame) -> list[tuple[str, str]]:
+    """(last word, dotted name) of everything in the first row: what --columns can name."""
+    found, queue = [], [(str(name), cell) for name, cell in head.iloc[0].items()]
+    while queue and len(found) < 300:
+        name, cell = queue.pop(0)
+        found.append((name.rpartition(".")[2], name))
+        inner = (
+            cell.items() if isinstance(cell, dict) else enumerate(cell[:1] if isinstance(cell, list) else [])
+        )
+        queue += [(f"{name}.{step}", part) for step, part in inner]
+    return found
+
+
+def listed(head: pd.DataFrame) -> str:
+    return ", ".join(name if name.isprintable() else repr(name) for name in head.columns[:30])[:300]

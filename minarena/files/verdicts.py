@@ -1,0 +1,117 @@
+"""Which answer of a row won: words, probabilities, names of models, votes, scores or a signed strength.
+
+    words = winner_words(columns, {"a": "1"})     what a cell of the column winner may say
+    verdicts(frame, columns, words, each)         (P(a wins) of each row, whether it is two probabilities)
+
+Any case, space and sign. What could be read in two ways stands in no table here and is refused: 0, 1 and 2
+beside columns that are not numbered so.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from minarena.files.cells import plain_text
+from minarena.files.columns import ANSWERS, SCORES, SIDES, column, squeeze
+
+TIES = "tie draw both equal same neither bothbad bothgood tiebothbad tiebothgood tieinconsistent"
+ANSWER_KEYS = "response answer text output completion content generation"
+VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}
+
+
+def winner_words(columns: dict[str, str], given: dict[str, str]) -> dict[str, float]:
+    """Word -> P(a wins). given: --winner-words. Bare numbers count beside columns that are numbered so."""
+    a, b = squeeze(columns["a"]), squeeze(columns["b"])
+    digits = tuple("".join(filter(str.isdigit, name)) for name in (a, b))
+    known = dict.fromkeys(TIES.split(), 0.5)
+    for x, y in [SIDES[0], *SIDES[3:], digits if digits in SIDES else SIDES[1]]:
+        words = f"{ANSWERS} model" if x.isdigit() and digits not in SIDES else f" {ANSWERS} model option"
+        known |= {word + x: 1.0 for word in words.split(" ")} | {word + y: 0.0 for word in words.split(" ")}
+    known |= {a: 1.0, b: 0.0, "model_a": 1.0, "model_b": 0.0} | (
+        {"1.0": 1.0, "2.0": 0.0} if digits == ("1", "2") else {}
+    )
+    return known | {word: VALUES[key] for key, name in given.items() for word in (name, exact(name))}
+
+
+def exact(cell) -> str:
+    """A cell as --winner-words are compared: 1, "1" and 1.0 are one word, whatever the file's type."""
+    text = str(cell).strip().casefold()
+    try:
+        return f"={float(text):g}"
+    except ValueError:
+        return f"={text}"
+
+
+def verdicts(
+    frame: pd.DataFrame, columns: dict[str, str], words: dict[str, float], each: Callable
+) -> tuple[np.ndarray, np.ndarray | bool]:
+    """each(key, convert, problem): layouts.each of a key's column."""
+
+    def winner(cells) -> float:
+        cell, *models = cells if isinstance(cells, tuple) else (cells,)
+        if isinstance(cell, str) and cell in words:  # the usual case first
+            return words[cell]
+        if is_pair(cell):
+            return probability(cell)
+        text, same = str(cell).strip(), exact(cell)
+        text = text if text.lstrip("+-").replace(".", "").isdigit() else squeeze(text)
+        if same not in words and text not in words and models.count(cell) == 1:
+            return 1.0 - models.index(cell)
+        return words[same] if same in words else words[text]
+
+    if "winner" in columns:
+        names = [columns[key] for key in ("winner", "model_a", "model_b") if key in columns]
+        soft = np.array([is_pair(cell) for cell in column(frame, columns["winner"])], bool)
+        problem = f"neither {columns['a']} nor {columns['b']} nor a tie in any usual word"
+        problem += ": --winner-words a=WORD b=WORD tie=WORD says which means which"
+        problem = "not a pair of probabilities that add up to 1" if soft.all() else problem
+        return np.array(each("winner", winner, problem, *names), float), soft
+    if "strength" in columns:
+        return 0.5 - np.sign(each("strength", float, "no number")) / 2, False
+    if "vote_a" in columns:
+        names = [columns[key] for key in ("vote_a", "vote_b", "vote_tie") if key in columns]
+        return np.array(each("vote_a", vote, "not, with the other votes, one winner", *names)), False
+    if "score_a" in columns:
+        a, b = (np.array(each(f"score_{x}", float, "no number")) for x in "ab")
+        return 0.5 + np.sign(b - a if "rank" in squeeze(columns["score_a"]) else a - b) / 2, False
+    return np.full(len(frame), np.nan), False
+
+
+def is_pair(cell) -> bool:
+    return isinstance(cell, list) or (isinstance(cell, str) and cell.startswith("["))
+
+
+def probability(cell) -> float:
+    """P(a wins) of a pair [p_a, p_b], also as text with or without commas."""
+    pair = cell.strip().strip("[]").replace(",", " ").split() if isinstance(cell, str) else cell
+    a, b = map(float, pair)
+    if not (a >= 0 and b >= 0 and abs(a + b - 1) < 0.01):
+        raise ValueError
+    return a / (a + b)
+
+
+def vote(cells: tuple) -> float:
+    votes = [float(cell) for cell in cells]
+    if sorted(votes) != [0] * (len(votes) - 1) + [1]:
+        raise ValueError
+    return votes[0] + sum(votes[2:]) / 2
+
+
+def against_best(cell: list | tuple) -> list[tuple[str, str, float]]:
+    """cell: answers with a score each, or (answers, scores)."""
+    answers, scores = cell if isinstance(cell, tuple) else (cell, [])
+    if not scores:
+        found = [{squeeze(key): value for key, value in answer.items()} for answer in answers]
+        key, name = [
+            next(key for key in keys.split() if all(key in answer for answer in found))
+            for keys in (ANSWER_KEYS, SCORES + " pmscore")
+        ]
+        answers = [answer[key] for answer in found]
+        scores = [-answer[name] if name == "rank" else answer[name] for answer in found]
+    texts, scores = [plain_text(answer) for answer in answers], [float(score) for score in scores]
+    best = scores.index(max(scores))
+    rated = enumerate(zip(texts, scores, strict=True))
+    return [
+        (texts[best], text, 0.5 if score == scores[best] else 1.0) for i, (text, score) in rated if i != best
+    ]

@@ -1,0 +1,262 @@
+"""What --data may name besides a file: folders, globs, saved data sets, and data sets of the hub.
+
+data_files("shards/")             the files in order; train and test are never joined
+data_files("hub:org/name:train")  from the hub's cache, fetched if need be
+
+The hub is a small server on this machine that answers as the hub does; a child process asks it, because
+huggingface_hub reads its settings when it is imported. Compared with: the files that were written.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from bad_input import ROW, jsonl
+from conftest import REPOSITORY
+
+from minarena.files import formats
+from minarena.files.pairs import read_pairs
+from minarena.files.sources import data_files, records
+
+
+def write(path: Path, *ids: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(jsonl(*({**ROW, "id": i, "prompt": f"q{i}"} for i in ids)))
+    return path
+
+
+def refusal(argument) -> str:
+    with pytest.raises(ValueError) as error:
+        data_files(str(argument))
+    assert str(argument) in str(error.value) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_folder_and_a_glob_of_shards_are_read_in_order(tmp_path):
+    for number in (1, 0, 2):
+        write(tmp_path / f"train-0000{number}-of-00003.jsonl", f"x{number}")
+    (tmp_path / "README.md").write_text("no data")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert list(read_pairs([str(tmp_path)])["id"]) == ["x0", "x1", "x2"]
+    assert list(read_pairs([f"{tmp_path}/train-0000[12]*"])["id"]) == ["x1", "x2"]
+    assert [Path(record["file"]).name[6:11] for record in records([str(tmp_path)])] == [
+        "00000",
+        "00001",
+        "00002",
+    ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train.jsonl", "test.jsonl"],
+        ["train/data.jsonl", "test/data.jsonl"],
+        ["data/train_prefs-00000-of-00001.jsonl", "data/train_sft-00000-of-00001.jsonl"],
+        ["validation.jsonl", "rows.jsonl"],
+        ["one/rows.jsonl", "two/rows.jsonl"],
+        ["rows.jsonl", "rows.jsonl.gz"],
+    ],
+)
+def test_splits_folders_and_kinds_are_never_joined(names, tmp_path):
+    for name in names:
+        write(tmp_path / name, name)
+    said = refusal(tmp_path)
+    for name in names:
+        assert (
+            name.partition("-")[0].partition(".")[0].removesuffix("/data").removesuffix("/rows") in said
+            or "(" in said
+        )
+        assert data_files(str(tmp_path / name)) == [str(tmp_path / name)]
+    assert "name one" in said
+
+
+def test_a_saved_data_set_is_read_and_its_own_files_are_not(tmp_path):
+    table = pa.table({key: [value] for key, value in ROW.items()})
+    with pa.ipc.new_stream(tmp_path / "data-00000-of-00001.arrow", table.schema) as writer:
+        writer.write_table(table)
+    with pa.ipc.new_stream(tmp_path / "cache-0123.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for name in ("state.json", "dataset_info.json"):
+        (tmp_path / name).write_text("{}")
+    assert list(read_pairs([str(tmp_path)])["id"]) == ["r1"]
+
+
+def test_what_cannot_be_read_says_what_to_do(tmp_path):
+    assert "download it" in refusal("https://example.org/rows.csv")
+    assert refusal("https://huggingface.co/datasets/org/name").endswith("--data hub:org/name")
+    assert "no data files" in refusal(tmp_path)
+    for name, words in [
+        ("a.zip", "unpack it"),
+        ("a.xlsx", "save the sheet as .csv"),
+        ("a.pkl", "never loaded"),
+    ]:
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(ValueError, match=words):
+            read_pairs([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet", ".arrow"])
+def test_a_cell_that_is_too_large_ends_in_one_line(ending, tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "LIMIT", 10_000)
+    monkeypatch.setattr(formats, "BLOCK", 1000)
+    rows = [{**ROW, "id": str(i), "prompt": "x" * (20_000 if i == 2 else 9)} for i in range(4)]
+    path, table = tmp_path / f"rows{ending}", pa.Table.from_pylist(rows)
+    if ending == ".csv":
+        lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+        path.write_text("\n".join(lines))
+    elif ending == ".parquet":
+        pa.parquet.write_table(table, path)
+    elif ending == ".arrow":
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        path.write_text(json.dumps(rows) if ending == ".json" else "\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=f"rows{ending}: .*row 3.*(10,000|10000)"):
+        read_pairs([str(path)])
+
+
+def test_an_array_is_held_element_by_element(tmp_path):
+    """Of 40 MB in 20,000 elements, a few blocks are Python objects at a time."""
+    import tracemalloc
+
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{**ROW, "prompt": "x" * 2000}] * 20_000))
+    tracemalloc.start()
+    with open(path, "rb") as stream:
+        assert sum(1 for _ in formats.json_rows(stream)[1]) == 20_000
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2_000_000
+
+
+# ---------------------------------------------------------------------------------------------- the hub
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+FILES = {
+    "README.md": b"---\n---\n",
+    "name.py": b"raise SystemExit('code was run')",
+    "weights.pkl": b"never",
+    "train-00000-of-00002.jsonl": jsonl({**ROW, "id": "t0"}),
+    "train-00001-of-00002.jsonl": jsonl({**ROW, "id": "t1", "prompt": "p"}),
+    "test.jsonl": jsonl({**ROW, "id": "e0"}),
+    "other/train.jsonl": jsonl({**ROW, "id": "o0"}),
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The three requests that huggingface_hub makes: what there is, a file's header, a file."""
+
+    def do_GET(self):
+        self.answer(send=True)
+
+    def do_HEAD(self):
+        self.answer(send=False)
+
+    def answer(self, send: bool):
+        self.server.asked.append(self.path)
+        path, headers = self.path.partition("?")[0], {}
+        if path.startswith("/api/datasets/org/name/tree/"):
+            found = [
+                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for name, content in FILES.items()
+            ]
+            content = json.dumps(found).encode()
+        elif path.startswith("/api/datasets/org/name"):
+            siblings = [{"rfilename": name, "size": len(content)} for name, content in FILES.items()]
+            info = {"id": "org/name", "sha": REVISION, "siblings": siblings, "private": False, "tags": []}
+            content = json.dumps(info | {"downloads": 0, "likes": 0}).encode()
+        elif path.startswith(f"/datasets/org/name/resolve/{REVISION}/"):
+            content = FILES[path.partition(f"{REVISION}/")[2]]
+            headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": REVISION}
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        for name, value in {
+            "Content-Length": len(content),
+            "Content-Type": "application/json",
+            **headers,
+        }.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if send:
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+SCRIPT = """
+import sys
+from minarena.files.pairs import read_pairs
+from minarena.files.sources import records
+try:
+    print(list(read_pairs([sys.argv[1]])["id"]), [record["file"] for record in records([sys.argv[1]])])
+except ValueError as error:
+    print("REFUSED", error)
+"""
+
+
+def asked(argument: str, folder: Path, port: int, offline: str = "0") -> tuple[str, str]:
+    """(stdout, stderr) of a child that reads `argument` from a hub at that port."""
+    own = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(folder), "HF_HUB_OFFLINE": offline}
+    own |= {
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
+    child = subprocess.run(
+        [sys.executable, "-c", SCRIPT, argument],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, **own},
+        timeout=120,
+    )
+    assert child.returncode == 0, child.stderr
+    return child.stdout, child.stderr
+
+
+def test_a_data_set_of_the_hub_is_fetched_data_files_only(hub, tmp_path):
+    out, said = asked("hub:org/name:train", tmp_path, hub.server_port)
+    assert "REFUSED" in out and "other/train" in out and "name one" in out  # two folders have a train
+    out, said = asked("hub:org/name:other:train", tmp_path, hub.server_port)
+    assert out.startswith("['o0']") and f"/snapshots/{REVISION}/other/train.jsonl" in out
+    assert f"hub:org/name:other:train: 1 files, 0.0 MiB, revision {REVISION}" in said
+    out, said = asked("hub:org/name:test", tmp_path, hub.server_port)
+    assert out.startswith("['e0']")
+    fetched = [path for path in hub.asked if "/resolve/" in path]
+    assert fetched and not [path for path in fetched if path.endswith((".py", ".pkl", ".md"))]
+    out, _ = asked("hub:org/name:test", tmp_path, hub.server_port, offline="1")  # from the cache
+    assert out.startswith("['e0']")
+
+
+def test_without_a_network_or_a_data_set_it_is_one_line(hub, tmp_path):
+    for argument, port, words in [
+        ("hub:org/none", hub.server_port, ""),
+        ("hub:org/name:nowhere", hub.server_port, "other/train"),
+        ("hub:org/name", hub.server_port, "name one"),
+        ("hub:org/name:test", 9, ""),  # nobody answers there
+    ]:
+        out, _ = asked(argument, tmp_path / "empty", port)
+        assert out.startswith(f"REFUSED --data {argument}: ") and out.count("\n") == 1 and words in out, out
