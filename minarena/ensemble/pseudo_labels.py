@@ -115,8 +115,13 @@ def distilled(config: InferConfig) -> tuple[pd.DataFrame, pd.Series]:
 
 def finished_run(run: str) -> tuple[dict, pd.DataFrame]:
     """(the keys of its train_config.json that are used here, its eval.parquet)"""
-    names = ("data_files", "eval_data", "limit", "ties", "fold", "n_splits", "init_adapter")
-    later = {"columns": [], "winner_words": [], "reading": 1}  # with what earlier runs had
+    names = ("data_files", "eval_data", "limit", "ties", "fold", "n_splits")
+    later = {
+        "init_adapter": None,
+        "columns": [],
+        "winner_words": [],
+        "reading": 1,
+    }  # with what earlier runs had
     try:
         table = pd.read_parquet(f"{run}/eval.parquet", columns=["id", "label", "p_a"])
         record = read_record(Path(run) / "train_config.json")

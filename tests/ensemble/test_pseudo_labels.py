@@ -182,6 +182,14 @@ def test_distillation_refuses_what_is_not_held_out_probabilities_of_these_rows(t
         infer.main(["--data", other, *words[2:], *runs])
     with pytest.raises(ValueError, match=r"not a finished run of train.py: .*eval\.parquet"):
         infer.main([*words, str(tmp_path)])
+    record = Path(runs[2]) / "train_config.json"
+    begun = json.loads(record.read_text()) | {"init_adapter": "runs/first"}  # it may have seen every row
+    record.write_text(json.dumps(begun))
+    with pytest.raises(
+        ValueError, match=f"{runs[2]}: began from --init-adapter runs/first, which may have seen"
+    ):
+        infer.main([*words, *runs])
+    record.write_text(json.dumps(begun | {"init_adapter": None}))
     path = Path(runs[1]) / "eval.parquet"
     held_out = pd.read_parquet(path)
     held_out.assign(label=1 - held_out["label"]).to_parquet(path)  # as if a and b had been dealt otherwise
