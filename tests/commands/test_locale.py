@@ -72,12 +72,10 @@ def test_a_text_of_the_data_reaches_a_terminal_as_text(tmp_path, capsys):
     assert end.value.code.endswith(": Español?[2J?.csv: no such file")
 
 
-@pytest.mark.parametrize("place", ["id", "file", "adapter"])
-def test_names_and_ids_with_escapes_are_said_as_text(place, runs, tmp_path, capsys):
+@pytest.mark.parametrize("place", ["file", "adapter"])
+def test_names_with_escapes_are_said_as_text(place, runs, tmp_path, capsys):
     pairs = demo_pairs(3, seed=1)
     name, adapter = "rows.csv", runs[0]
-    if place == "id":
-        pairs["id"] = f"r\x1b[2J{HOSTILE}"  # thrice: refused with the id
     if place == "file":
         name = "rows\x1b[2J.csv"
     if place == "adapter":
