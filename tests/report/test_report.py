@@ -444,10 +444,12 @@ def test_what_cannot_be_read_is_one_line_that_names_it(two, table, tmp_path, cap
 def test_as_a_module_it_says_where_the_page_is_and_calls_itself_by_its_name(
     two, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.delitem(sys.modules, "minarena.report")  # else runpy warns
+    for name in ("minarena.report", "minarena.report.__main__"):  # else runpy warns
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
     def typed(*words) -> None:
-        sys.modules.pop("minarena.report", None)
+        for name in ("minarena.report", "minarena.report.__main__"):
+            sys.modules.pop(name, None)
         monkeypatch.setattr(sys, "argv", ["-m", *map(str, words), "--out", f"{tmp_path}/r.html"])
         runpy.run_module("minarena.report", run_name="__main__", alter_sys=True)
 
