@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from minarena.batching import real_tokens, steps_per_epoch
-from minarena.config import JUDGED_BY, TrainConfig, parse
+from minarena.config import EVAL_COLUMNS, JUDGED_BY, TrainConfig, parse
 from minarena.data import split
 from minarena.dist import World, this_world
 from minarena.fast.path import take_fast_path_
@@ -215,9 +215,9 @@ def evaluate(
             return {}, None
     p_ab, p_ba = p_first["ab"], 1 - p_first["ba"]
     table = held_out.table[["id", "label"]].assign(p_a_ab=p_ab, p_a_ba=p_ba, p_a=(p_ab + p_ba) / 2)
-    columns = {"ab": "p_a_ab", "ba": "p_a_ba", "mean": "p_a"}
     label, prompt = table["label"].to_numpy(), held_out.table["prompt"].to_numpy()
-    return {name: scores(label, table[column].to_numpy(), prompt) for name, column in columns.items()}, table
+    figures = {name: scores(label, table[column].to_numpy(), prompt) for name, column in EVAL_COLUMNS.items()}
+    return figures, table
 
 
 def evaluate_midway(

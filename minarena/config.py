@@ -147,6 +147,7 @@ FRACTIONS = ("tta_fraction", "warmup_ratio", "label_smoothing", "lora_dropout", 
 
 # The order a run was trained in -> which of its figures judge it: ab, ba, or the mean of both
 JUDGED_BY = {"ab": "ab", "ba": "ba", "both": "mean"}
+EVAL_COLUMNS = {"ab": "p_a_ab", "ba": "p_a_ba", "mean": "p_a"}  # these figures -> eval.parquet's P(a wins)
 # What an adapter is taken for whose record does not say it: the values of the time before they were recorded
 UNRECORDED = {"order": "ab", "max_length": 2200, "truncation": "left", "matmul": "dequant"}
 

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from minarena import metrics
+from minarena.config import EVAL_COLUMNS
 from minarena.files.pairs import read_frames
-from minarena.report.runs import COLUMNS, PEOPLE, Run
+from minarena.report.runs import PEOPLE, Run
 
 OTHER = {"ab": "ba", "ba": "ab"}
 
@@ -57,10 +58,10 @@ def ensemble_of(runs: list[Run]) -> Predictor:
     """The mean of several runs, each in the order that it is judged by. p_ab and p_ba: the mean of the runs'
     single orders; where the pair is given as (b, a), every run sees the other order."""
     trained = [run.orders[-1] for run in runs]
-    p = mean_of([run.rows[COLUMNS[order]] for run, order in zip(runs, trained, strict=True)])
+    p = mean_of([run.rows[EVAL_COLUMNS[order]] for run, order in zip(runs, trained, strict=True)])
     single = ["ba" if order == "ba" else "ab" for order in trained]
-    p_ab = mean_of([run.rows[COLUMNS[order]] for run, order in zip(runs, single, strict=True)])
-    p_ba = mean_of([run.rows[COLUMNS[OTHER[order]]] for run, order in zip(runs, single, strict=True)])
+    p_ab = mean_of([run.rows[EVAL_COLUMNS[order]] for run, order in zip(runs, single, strict=True)])
+    p_ba = mean_of([run.rows[EVAL_COLUMNS[OTHER[order]]] for run, order in zip(runs, single, strict=True)])
     return Predictor("ensemble", judged(runs[0].rows.assign(p_ab=p_ab, p_ba=p_ba), p))
 
 
@@ -70,9 +71,9 @@ def mean_of(columns: list[pd.Series]) -> pd.Series:
 
 def in_order(run: Run, order: str) -> Predictor:
     shown = "both orders" if order == "mean" else f"order {order}"
-    rows = run.rows.assign(p_ab=run.rows[COLUMNS["ab"]], p_ba=run.rows[COLUMNS["ba"]])
+    rows = run.rows.assign(p_ab=run.rows[EVAL_COLUMNS["ab"]], p_ba=run.rows[EVAL_COLUMNS["ba"]])
     trained = order == run.orders[-1]
-    return Predictor(f"{run.name} in {shown}", judged(rows, rows[COLUMNS[order]]), run.name, trained)
+    return Predictor(f"{run.name} in {shown}", judged(rows, rows[EVAL_COLUMNS[order]]), run.name, trained)
 
 
 def read_probs(path: str, known: list[pd.DataFrame]) -> pd.DataFrame:

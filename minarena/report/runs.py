@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from minarena.batching import steps_per_epoch
-from minarena.config import JUDGED_BY
+from minarena.config import EVAL_COLUMNS, JUDGED_BY
 from minarena.data import TEXTS
 from minarena.files.base import check_folder
 from minarena.files.durable import file_record, read_record
@@ -25,8 +25,6 @@ from minarena.runtime.console import first_line
 from minarena.text import encode
 from minarena.tiny import byte_tokenizer, demo_pairs
 
-# What a run is judged on -> its column in eval.parquet, P(a wins).
-COLUMNS = {"ab": "p_a_ab", "ba": "p_a_ba", "mean": "p_a"}
 GROUPS = ("language", "subset", "category", "domain", "source")  # columns of a data file that name groups
 PEOPLE, GENERATED = "people", "the generated labels"  # who said which answer is better
 
@@ -35,9 +33,9 @@ PEOPLE, GENERATED = "people", "the generated labels"  # who said which answer is
 class Run:
     """What is known of a run.
 
-    events: of log.jsonl so far. note: sentences on what is not known. orders: the keys of COLUMNS; the run is
-    judged by the last one. rows: eval.parquet by id, None before the run's end, with the known texts and
-    GROUPS, cut (whether the row is longer than --max-length), group (the same for rows of one prompt) and
+    events: of log.jsonl so far. note: sentences on what is not known. orders: the keys of EVAL_COLUMNS; the
+    run is judged by the last one. rows: eval.parquet by id, None before the run's end, with the known texts
+    and GROUPS, cut (whether the row is longer than --max-length), group (the same for rows of one prompt) and
     labeller.
     """
 
@@ -62,7 +60,7 @@ def read_run(folder: str, more: list[pd.DataFrame]) -> Run:
         events = [event for event in read_log(folder) if event.keys() >= {"event", "step"}]
         run = Run(folder, read_record(record), events)
         trained = JUDGED_BY[run.record["order"]]
-        run.orders = [order for order in COLUMNS if order != trained] + [trained]
+        run.orders = [order for order in EVAL_COLUMNS if order != trained] + [trained]
         run.rows = pd.read_parquet(path).set_index("id") if path.exists() else None
         about(run)
     except (OSError, ValueError, KeyError, TypeError) as error:
