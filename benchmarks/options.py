@@ -4,11 +4,12 @@
         --ties ties.parquet --out runs/options --jobs 6
     python benchmarks/options.py --eval-data valid.parquet --out runs/options --table-only
 
-An arm is a command line of train.py or infer.py, run as a user would run it (PLAN). All arms of a seed
-that train on --data alone see its rows in the same order. Printed is a table: accuracy and log loss in the
-arm's own order and with both orders averaged, means over the seeds, and the difference in log loss from `ab`,
-with two standard errors: over held-out prompts (with these seeds, would other prompts say the same?) and over
-seeds (with these prompts, would other seeds?). The last line on stdout is one JSON object.
+An arm is a command line of train.py, infer.py or peft_trainer.py, run as a user would run it (PLAN). All
+arms of a seed that train on --data alone see its rows in the same order. Printed is a table: accuracy and
+log loss in the arm's own order and with both orders averaged, means over the seeds, and the difference in
+log loss from `ab` (an int8 arm's from the arm that it repeats), with two standard errors: over held-out
+prompts (with these seeds, would other prompts say the same?) and over seeds (with these prompts, would
+other seeds?). The last line on stdout is one JSON object.
 
 A group is a chain of arms, one after the other; the groups of all seeds are dealt to `--jobs` processes on
 one GPU, so seconds say nothing here. What exists in --out is kept: a run that was stopped goes on.
@@ -58,7 +59,17 @@ PLAN = {
         ("distilled", "train --data {soft}"),
         ("two_epochs", "train --data {data} --epochs 2"),
     ],
+    "int8": [  # on its own: two of its arms are arms of other groups as well
+        ("ab", "train --data {data}"),
+        ("ab_int8", "train --data {data} --matmul int8"),
+        ("ab_read_in_int8", "infer --data {eval} --adapter {ab} --matmul int8"),
+        ("both", "train --data {data} --order both"),
+        ("both_int8", "train --data {data} --order both --matmul int8"),
+        ("both_read_in_int8", "infer --data {eval} --adapter {both} --matmul int8"),
+    ],
+    "peer": [("peer", "peft_trainer --data {data} --checkpointing off")],
 }
+COMPARED_WITH = {"both_int8": "both", "both_read_in_int8": "both"}  # every other arm: with ab
 STEPS_ON_THE_WAY = {"first", "labels", "soft", "fold_0", "fold_1"}  # not results of their own
 
 
@@ -68,7 +79,9 @@ def main(argv: list[str] | None = None) -> dict:
     if not options.table_only:
         if not (options.data and options.ties):
             raise ValueError("--data FILE and --ties FILE are needed, or --table-only")
-        write_languages(options)
+        Path(options.out).mkdir(parents=True, exist_ok=True)
+        if "stages" in options.groups:
+            write_languages(options)
         tasks = [(group, seed) for group in options.groups for seed in range(options.seeds)]
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
             list(pool.map(run_group, [options] * len(tasks), *zip(*tasks, strict=True)))
@@ -83,7 +96,6 @@ def main(argv: list[str] | None = None) -> dict:
 def write_languages(options: argparse.Namespace) -> None:
     """The two data sets of the arm `stages`: the English rows, then the others."""
     rows, out = pd.read_parquet(options.data), Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
     rows[rows["language"] == "English"].to_parquet(out / "english.parquet")
     rows[rows["language"] != "English"].to_parquet(out / "others.parquet")
 
@@ -92,7 +104,9 @@ def run_group(options: argparse.Namespace, group: str, seed: int) -> None:
     """Run the group's arms with one seed, in this process; a finished one is skipped."""
     import infer
     import train
+    from benchmarks import peft_trainer
 
+    scripts = {"train": train, "infer": infer, "peft_trainer": peft_trainer}
     folder = Path(options.out) / str(seed)
     folder.mkdir(exist_ok=True)
     places = {"data": options.data, "eval": options.eval_data, "ties": options.ties}
@@ -103,21 +117,22 @@ def run_group(options: argparse.Namespace, group: str, seed: int) -> None:
         if record.exists():
             continue
         script, *words = [word.format(**places) for word in command.split()]
-        if script == "train":
+        if script != "infer":
             words += ["--model", options.model, "--out", places[name], "--seed", str(seed)]
             words += ["--lr", str(options.lr), "--max-length", str(options.max_length)]
             words += [] if "--n-splits" in words else ["--eval-data", options.eval_data]
         elif "--pseudo" not in words:
             words += ["--out", f"{folder}/{name}.csv", "--probs", f"{folder}/{name}.probs.parquet"]
         say(f"seed {seed}: {name}: {script}.py {' '.join(words)}")
-        result = {"train": train, "infer": infer}[script].main(words)
+        result = scripts[script].main(words)
         record.write_text(json.dumps({"command": f"{script}.py {' '.join(words)}"} | result))
 
 
 def summary(out: Path, held_out: pd.DataFrame) -> list[dict]:
     """One dict an arm: means over its seeds, standard errors, differences in log loss from `ab`."""
     label, prompt = held_out["label"].to_numpy(), held_out["prompt"].to_numpy()
-    names = [name for arms in PLAN.values() for name, _ in arms if name not in STEPS_ON_THE_WAY]
+    names = list(dict.fromkeys(name for arms in PLAN.values() for name, _ in arms))
+    names = [name for name in names if name not in STEPS_ON_THE_WAY]
     found = {name: predictions(out, name, held_out["id"]) for name in names}
     table = []
     for name in names:
@@ -132,9 +147,10 @@ def summary(out: Path, held_out: pd.DataFrame) -> list[dict]:
             losses = [cross_entropy(label, one) for one in p]
             row[f"{view}_log_loss"] = round(np.mean(losses), 4)
             row[f"{view}_log_loss_by_seed"] = [round(loss.mean(), 4) for loss in losses]
-            shared = [seed for seed in found[name] if view in found[name][seed] and seed in found["ab"]]
-            against = [found[name][s][view] for s in shared], [found["ab"][s][view] for s in shared]
-            row |= difference(*against, label, prompt, view) if shared and name != "ab" else {}
+            other = found[COMPARED_WITH.get(name, "ab")]
+            shared = [seed for seed in found[name] if view in found[name][seed] and seed in other]
+            pair = [[arm[seed][view] for seed in shared] for arm in (found[name], other)]
+            row |= difference(*pair, label, prompt, view) if shared and name != "ab" else {}
         table += [row] if row["seeds"] else []
     return table
 
@@ -157,12 +173,12 @@ def predictions(out: Path, name: str, ids: pd.Series) -> dict[int, dict[str, np.
 
 
 def difference(arm: list, ab: list, label: np.ndarray, prompt: np.ndarray, view: str) -> dict:
-    """Log loss of the arm minus that of `ab`, the same rows and seeds; below 0 the arm is better."""
+    """Log loss of the arm minus the log loss of `ab`, same rows and seeds; below 0 the arm is better."""
     each = np.array([cross_entropy(label, p) - cross_entropy(label, q) for p, q in zip(arm, ab, strict=True)])
     over_seeds = each.mean(axis=1).std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else np.nan
     figures = {"": each.mean(), "_se_prompts": standard_error(each.mean(axis=0), prompt)}
     figures |= {"_se_seeds": over_seeds}
-    return {f"{view}_against_ab{key}": round(float(value), 4) for key, value in figures.items()}
+    return {f"{view}_against{key}": round(float(value), 4) for key, value in figures.items()}
 
 
 def markdown(table: list[dict]) -> list[str]:
@@ -180,7 +196,7 @@ def markdown(table: list[dict]) -> list[str]:
                 cells.append(f"{row[f'{view}_log_loss']:.3f} ({min(seeds):.3f}-{max(seeds):.3f})")
             else:
                 cells += ["", ""]
-            name = f"{view}_against_ab"
+            name = f"{view}_against"
             cells.append(
                 f"{row[name]:+.3f} ± {row[name + '_se_prompts']:.3f} / {row[name + '_se_seeds']:.3f}"
                 if name in row
@@ -198,7 +214,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--eval-data", required=True, help="held-out rows")
     parser.add_argument("--ties", help="more rows, whose winner is a tie")
     parser.add_argument("--out", required=True, help="folder for all of it")
-    parser.add_argument("--groups", nargs="+", choices=list(PLAN), default=list(PLAN))
+    usual = [group for group in PLAN if group not in ("int8", "peer")]
+    parser.add_argument("--groups", nargs="+", choices=list(PLAN), default=usual)
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")

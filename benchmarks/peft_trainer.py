@@ -35,7 +35,7 @@ from minarena.metrics import scores
 from minarena.runtime.console import run_command
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> dict:
     options = parse(argv)
     torch.backends.cuda.enable_cudnn_sdp(False)  # https://github.com/pytorch/pytorch/issues/196678
     # index 0 by name: accelerate refuses an 8-bit model on plain "cuda", as if Trainer's were another device
@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     result = measure_speed(options, device, dtype) if options.shape else train(options, device, dtype)
     base.print_result(vars(options), result)
+    return result
 
 
 def measure_speed(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict:
@@ -109,6 +110,11 @@ def train(options: argparse.Namespace, device: torch.device, dtype: torch.dtype)
     p_ba = 1 - predict_first(model, eval_rows[1], unused, device, dtype)
     predicted = {"ab": p_ab, "ba": p_ba, "mean": (p_ab + p_ba) / 2}
     figures = {name: scores(held_out["label"].to_numpy(), p) for name, p in predicted.items()}
+    if options.out:  # as train.py's eval.parquet
+        columns = {"p_a": predicted["mean"], "p_a_ab": p_ab, "p_a_ba": p_ba}
+        Path(options.out).mkdir(parents=True, exist_ok=True)
+        held_out[["id"]].assign(**columns).to_parquet(Path(options.out) / "eval.parquet", index=False)
+    result |= {"order": options.order}
     return result | {"eval_rows": len(held_out), "eval": {**figures[options.order], **figures}}
 
 
@@ -138,6 +144,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="folder of a float base")
     parser.add_argument("--data", nargs="+", help="training files")
     parser.add_argument("--eval-data", help="held-out file")
+    parser.add_argument("--out", help="folder for eval.parquet: P(response_a wins) of the held-out rows")
     parser.add_argument("--order", choices=["ab", "ba"], default="ab")
     parser.add_argument("--limit", type=int, help="first N rows of both files")
     plain = {"epochs": 1, "lr": 2e-4, "warmup-ratio": 0.025, "lora-r": 64, "lora-alpha": 4.0}
