@@ -57,6 +57,27 @@ def alike_everywhere(request, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
+@pytest.fixture(autouse=True)
+def compiler(request):
+    """On a GPU, a compiler that has seen nothing: in one process a ninth model's layers would run uncompiled,
+    with a warning. (Not by monkeypatch: its undoing hides an option of torch's for good.)"""
+    if not request.node.get_closest_marker("gpu"):
+        yield
+        return
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+
+
+@pytest.fixture
+def unwritten_is_nan():
+    """torch.empty has NaN in it, so that what is read before it is written, or never written, shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(4, device="cuda").isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="session")
 def empty_folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("empty")

@@ -36,6 +36,16 @@ from minarena.model import soft_cap
 from minarena.runtime.console import say
 
 FAMILIES = ("gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
+# The compiler's heuristics keep what is cheap to compute again: dropped-out copies of inputs, their masks,
+# and even the dequantized weights (16.6 GB at 9B). Without them it keeps the fewest bytes that save every
+# large product.
+KEPT_FOR_THE_BACKWARD = {
+    "aggressive_recomputation": True,
+    "is_non_builtin_to_include": True,  # int8_product is a large product, too
+    "ban_recompute_used_far_apart": False,
+    "ban_recompute_long_fusible_chains": False,
+    "ban_recompute_materialized_backward": False,
+}
 
 
 @dataclass(frozen=True)
@@ -82,14 +92,8 @@ def use_fast_path_(model: nn.Module) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         attention.fused = fuse_weights_([attention.q_proj, attention.k_proj, attention.v_proj])
         mlp.fused = fuse_weights_([mlp.gate_proj, mlp.up_proj])
-    # The compiler's heuristics keep what is cheap to compute again: dropped-out copies of inputs, their
-    # masks, and even the dequantized weights (16.6 GB at 9B). Without them it keeps the fewest bytes that
-    # save every large product.
-    partitioner.aggressive_recomputation = True
-    partitioner.is_non_builtin_to_include = True  # int8_product is a large product, too
-    partitioner.ban_recompute_used_far_apart = False
-    partitioner.ban_recompute_long_fusible_chains = False
-    partitioner.ban_recompute_materialized_backward = False
+    for name, value in KEPT_FOR_THE_BACKWARD.items():
+        setattr(partitioner, name, value)
     model.fast = FastPath(packed_micro_batches, packed_logits)
 
 

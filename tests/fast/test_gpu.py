@@ -141,7 +141,7 @@ def test_8_bit_adamw_goes_on_from_a_checkpoint_bit_for_bit(tiny, rows, tmp_path)
             assert torch.equal(parameter, other[name]), name
 
 
-@pytest.fixture(params=["gemma2", "gemma3", "llama", "qwen2"])
+@pytest.fixture(params=["gemma2", "gemma3", "llama", "mistral", "qwen2", "qwen3"])
 def base(request, tmp_path) -> str:
     """Four layers of Gemma-2, soft-capped, every other with a window shorter than a row; two of others."""
     if request.param == "gemma2":
@@ -201,17 +201,8 @@ def test_the_backward_draws_the_dropout_mask_of_the_forward():
     assert y.abs() > 0.01
 
 
-@pytest.fixture
-def unwritten_is_nan():
-    """torch.empty has NaN in it, so that what is read before it is written shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(4, device="cuda").isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize("window", [None, 100, 300])
-@pytest.mark.parametrize("H, G, D", [(2, 2, 256), (1, 3, 64), (2, 1, 16)])
+@pytest.mark.parametrize("H, G, D", [(2, 2, 256), (1, 2, 128), (1, 3, 64), (2, 1, 16)])
 def test_the_attention_kernels_are_as_near_to_fp32_as_bf16_allows(H, G, D, window, unwritten_is_nan):
     """Rows shorter and longer than a tile, a tail, scores that the cap bends; each gradient by itself."""
     from minarena.fast.softcap_kernels import CappedAttention  # Triton comes with PyTorch for GPUs only

@@ -42,9 +42,10 @@ WINDOW = dict(  # shorter than the rows; every other layer
 def uncompiled(monkeypatch):
     """Regions as they are; the compiler's settings restored."""
     monkeypatch.setattr(path, "fused_region", lambda region: region)
-    for name in dir(path.partitioner):
-        if name == "aggressive_recomputation" or name.startswith("ban_recompute"):
-            monkeypatch.setattr(path.partitioner, name, getattr(path.partitioner, name))
+    with path.partitioner.patch(
+        {name: getattr(path.partitioner, name) for name in path.KEPT_FOR_THE_BACKWARD}
+    ):
+        yield
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -115,12 +116,12 @@ def test_another_adapter_is_put_onto_the_joined_weights_which_stay_those_of_the_
     torch.testing.assert_close(model.eval()(*padded), other.eval()(*padded))
 
 
+@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
 def test_one_graph_of_each_region_serves_all_layers_and_micro_batches(monkeypatch, tmp_path):
     """Two for training and two for inference, whatever the sizes; a limit that is hit is an error here."""
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compile_ = functools.cache(lambda region: torch.compile(region, backend=counter))
     monkeypatch.setattr(path, "fused_region", compile_)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     torch._dynamo.reset()
     kinds = ["sliding_attention", "full_attention"] * 6
     model, _ = adapted(
