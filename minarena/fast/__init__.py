@@ -9,6 +9,7 @@
     hopper_kernels.py     the same for an H100's own instructions
     softcap_kernels.py    soft-capped attention as three Triton kernels
     softcap_tiles.py      the blocks of rows that these kernels work on
+    blocks.py             how much a kernel takes at a time, by the GPU's shared memory
     recompute.py          layers that are computed again in the backward, where memory is short
     cuda_graphs.py        micro-batches of a small base, recorded once and replayed
 

@@ -6,12 +6,12 @@ A program owns tiles of Y one after the other (as many programs as the GPU holds
 int8 products in int32 registers, scales them in fp32, adds the bf16 product to them there and writes the tile
 once. Two programs share a multiprocessor where its memory allows: one multiplies while the other is in its
 epilogue, which is worth 15 % on an H100. Tiles are read by descriptors, Hopper's bulk copies; on older GPUs
-Triton turns them into ordinary loads. hopper_kernels.py has a faster one for the H100.
-
-Compiled for compute capabilities 8.0, 8.6, 8.9, 9.0 and 12.0; its speed was measured on an H100 alone.
+Triton turns them into ordinary loads. hopper_kernels.py has a faster one for the H100. Tiles depend on the
+GPU's shared memory (blocks.py); their speed was measured on an H100 alone.
 """
 
 import functools
+from types import ModuleType
 
 import torch
 import triton
@@ -19,11 +19,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from minarena.fast.blocks import BLOCKS, Blocks, blocks_of
 from minarena.runtime.console import say
 
-# Least shared memory a program may have (KiB) -> tile of Y, columns of a step, warps, stages, programs on a
-# multiprocessor. 227 is the H100's, by benchmarks/README.md; 64 x 64 needs no spilled registers anywhere.
-BLOCKS = {227: (128, 128, 128, 4, 3, 2), 0: (64, 64, 64, 4, 3, 2)}
 SIDE = 32  # columns of a step of the bf16 product
 GROUP = 8  # rows of tiles that take turns at the same weights
 
@@ -39,7 +37,8 @@ def launch_(
     widths: list[int],
 ) -> None:
     """Write y (N, out). Row strides must be multiples of 16 bytes: `in` of 16, out and side columns of 8."""
-    (rows, columns, depth, warps, stages, per), processors, hopper = card(q.device)
+    blocks, processors, hopper = card(q.device)
+    rows, columns, depth, warps, stages, per = blocks.int8
     S = 0 if side_W is None else side_W.size(1)
     bounds = [W.size(0)] * 2  # where the second and the third block of side_x begin to count
     if S and side_x.size(1) > S:
@@ -65,17 +64,15 @@ def launch_(
 
 
 @functools.cache
-def card(device: torch.device) -> tuple:
-    """(the row of BLOCKS for this GPU, its multiprocessors, hopper_kernels or None)"""
-    properties, hopper = torch.cuda.get_device_properties(device), None
-    memory = properties.shared_memory_per_block_optin / 1024
-    if (properties.major, properties.minor) == (9, 0):
+def card(device: torch.device) -> tuple[Blocks, int, ModuleType | None]:
+    """(what fits this GPU, its multiprocessors, hopper_kernels or None)"""
+    properties, blocks, hopper = torch.cuda.get_device_properties(device), blocks_of(device), None
+    if (properties.major, properties.minor) == (9, 0) and blocks is BLOCKS[227]:
         try:
             from minarena.fast import hopper_kernels as hopper
         except ImportError:
             say("int8 product: not the Gluon that hopper_kernels.py knows: the slower kernel runs")
-    tiles = BLOCKS[max(least for least in BLOCKS if least <= memory)]
-    return tiles, properties.multi_processor_count, hopper
+    return blocks, properties.multi_processor_count, hopper
 
 
 def transpose(W: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minarena.fast.attention import flash, plain
+from minarena.fast.blocks import BLOCKS, blocks_of
 from minarena.fast.fused_linear import base_of, fuse_weights_, project
 from minarena.fast.packing import Packed, collate_packed, packed_micro_batches
 from minarena.fast.softcap_tiles import Tiles, tiles_of
@@ -70,19 +71,22 @@ def why_not(backbone: nn.Module, dtype: torch.dtype) -> str:
     if config.model_type not in FAMILIES:
         return f"it does not know the layers of {config.model_type}"
     softcap, D = soft_cap(config), backbone.layers[0].self_attn.head_dim
-    if softcap and (softcap > 80 or D < 16 or D & (D - 1)):
-        return "its capped attention takes caps up to 80 and head sizes that are powers of two from 16"
-    if softcap and D > 64 and (capability[0] not in (9, 10) or D > 256):  # 227 KB; a consumer's GPU has 99
-        return "its capped attention needs the shared memory of an H100, and heads of 256 at most"
+    if softcap and (softcap > 80 or D not in (16, 32, 64, 128, 256)):
+        return "its capped attention takes caps up to 80 and heads of 16, 32, 64, 128 or 256"
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention is causal"
     if getattr(config, "attention_dropout", 0):
         return "it has no dropout on attention"
     bases = [base_of(m) for name, m in backbone.named_modules() if name.rpartition(".")[2] in PROJECTIONS]
+    if any(type(base) is nn.Linear for base in bases):
+        return "the base has projections in floats, and it knows int8 ones only"
     if not all(isinstance(base, Int8Linear) for base in bases):
         return "it needs --matmul dequant or int8"
-    if any(b.columns is not None and (b.in_features % 16 or b.out_features % 16) for b in bases):
+    rounding = [base for base in bases if base.columns is not None]
+    if any(base.in_features % 16 or base.out_features % 16 for base in rounding):
         return "its int8 product takes matrices whose sides are multiples of 16"
+    if (softcap or rounding) and blocks_of(device) is None:
+        return f"its kernels need {min(BLOCKS)} KiB of shared memory, which this GPU does not have"
     return ""
 
 

@@ -14,9 +14,9 @@ accumulates two outputs: with head size 256 the registers cannot hold both. The 
 at a time, 4 bytes for each head, query and key: .6 GB for 8,000 tokens of Gemma-2-9B in rows of 2,200, 2.2 GB
 for one row of 8,192.
 
-Blocks were chosen on an H100, whose shared memory they fill with heads of 256. Not here: a cap above 80
-(exp(80) times some thousand keys is still a number in fp32 and bf16), head sizes that are no power of two,
-dropout, attention in both directions.
+Blocks depend on the GPU's shared memory (blocks.py). Not here: a cap above 80 (exp(80) times some thousand
+keys is still a number in fp32 and bf16), head sizes that are no power of two or above 256, dropout, attention
+in both directions.
 """
 
 import torch
@@ -24,12 +24,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minarena.fast.blocks import blocks_of
 from minarena.fast.softcap_tiles import TILE
 
 LOG2E = tl.constexpr(1.4426950408889634)  # the hardware computes 2^x
-# (queries or keys that a program owns, of the other kind at a time, warps, stages): benchmarks/README.md
-FORWARD, QUERIES, KEYS = (128, 32, 8, 3), (64, 64, 4, 2), (64, 32, 8, 4)
-assert KEYS[1] <= KEYS[0] <= QUERIES[0] <= TILE, "else transpose_product_kernel reads what nobody wrote"
 
 
 class CappedAttention(torch.autograd.Function):
@@ -47,7 +45,8 @@ class CappedAttention(torch.autograd.Function):
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
         ctx.save_for_backward(q, k, v, out, lse, tiles)
         ctx.pairs, ctx.settings = pairs, (scale, softcap, window or 0, q.size(1), q.size(2), q.size(3))
-        launch_kernel(forward_kernel, FORWARD, q.size(1) * q.size(2), ctx.settings, q, k, v, out, lse, tiles)
+        blocks, heads = blocks_of(q.device).forward, q.size(1) * q.size(2)
+        launch_kernel(forward_kernel, blocks, heads, ctx.settings, q, k, v, out, lse, tiles)
         return out
 
     @staticmethod
@@ -55,13 +54,12 @@ class CappedAttention(torch.autograd.Function):
         q, k, v, out, lse, tiles = ctx.saved_tensors
         grad = grad.contiguous()
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        heads = q.size(1) * q.size(2)
+        blocks, heads = blocks_of(q.device), q.size(1) * q.size(2)
         P, dS = q.new_empty(2, ctx.pairs, heads, TILE, TILE)
-        launch_kernel(
-            backward_dq_kernel, QUERIES, heads, ctx.settings, q, k, v, out, grad, lse, dq, P, dS, tiles
-        )
-        launch_kernel(transpose_product_kernel, KEYS, k.size(1), ctx.settings, P, grad, dv, tiles)
-        launch_kernel(transpose_product_kernel, KEYS, k.size(1), ctx.settings, dS, q, dk, tiles)
+        tensors = q, k, v, out, grad, lse, dq, P, dS, tiles
+        launch_kernel(backward_dq_kernel, blocks.queries, heads, ctx.settings, *tensors)
+        launch_kernel(transpose_product_kernel, blocks.keys, k.size(1), ctx.settings, P, grad, dv, tiles)
+        launch_kernel(transpose_product_kernel, blocks.keys, k.size(1), ctx.settings, dS, q, dk, tiles)
         return dq, dk, dv, None, None, None, None, None
 
 

@@ -12,7 +12,9 @@ import torch
 from bases import write_base
 from helpers import adapted, one_step, predict
 
+from minarena.fast import blocks
 from minarena.fast.attention import plain
+from minarena.fast.blocks import BLOCKS, blocks_of
 from minarena.fast.cuda_graphs import use_graphs_
 from minarena.fast.fused_linear import project
 from minarena.fast.packing import collate_packed
@@ -31,6 +33,14 @@ from minarena.tiny import demo_pairs, write_tiny
 
 pytestmark = pytest.mark.gpu
 BUDGET = {"token_budget": 1024, "pad_id": 0}
+
+
+def with_memory(least: int, monkeypatch) -> None:
+    """The blocks of a GPU with so many KiB of shared memory, here; skipped where this GPU has less."""
+    if blocks.shared_memory(torch.device("cuda")) < least:
+        pytest.skip(f"needs a GPU with {least} KiB of shared memory")
+    monkeypatch.setattr(blocks, "shared_memory", lambda device: least)
+    assert blocks_of(torch.device("cuda")) is BLOCKS[least] or least == 227  # but for a B200
 
 
 def on_gpu(folder: str, config: AdapterConfig, dtype: torch.dtype) -> PreferenceModel:
@@ -157,7 +167,9 @@ def logits_and_gradient(model, rows, labels, dtype) -> tuple[np.ndarray, torch.T
     return p, torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.requires_grad])
 
 
-def test_the_fast_path_is_as_near_to_fp32_as_the_reference(base, rows):
+@pytest.mark.parametrize("memory", BLOCKS)
+def test_the_fast_path_is_as_near_to_fp32_as_the_reference(base, memory, rows, monkeypatch):
+    with_memory(memory, monkeypatch)
     config = AdapterConfig(r=6, alpha=9.0)
     wanted_p, wanted = logits_and_gradient(adapted(base, config)[0], *rows, torch.float32)
     distance = {}
@@ -201,13 +213,16 @@ def test_the_backward_draws_the_dropout_mask_of_the_forward():
     assert y.abs() > 0.01
 
 
+@pytest.mark.parametrize("memory", BLOCKS)
 @pytest.mark.parametrize("window", [None, 100, 300])
 @pytest.mark.parametrize("H, G, D", [(2, 2, 256), (1, 2, 128), (1, 3, 64), (2, 1, 16)])
-def test_the_attention_kernels_are_as_near_to_fp32_as_bf16_allows(H, G, D, window, unwritten_is_nan):
+def test_the_attention_kernels_are_as_near_to_fp32_as_bf16_allows(
+    H, G, D, window, memory, unwritten_is_nan, monkeypatch
+):
     """Rows shorter and longer than a tile, a tail, scores that the cap bends; each gradient by itself."""
     from minarena.fast.softcap_kernels import CappedAttention  # Triton comes with PyTorch for GPUs only
 
-    torch.manual_seed(0)
+    with_memory(memory, monkeypatch)
     packed = collate_packed([np.zeros(n) for n in (700, 130, 40, 257)], "cuda", 1536, 8)
     shapes = (1536, H, G, D), (1536, H, D), (1536, H, D), (1536, H, G, D)
     q, k, v, grad = (torch.randn(shape, device="cuda").bfloat16() for shape in shapes)

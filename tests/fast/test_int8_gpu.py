@@ -12,6 +12,7 @@ from bases import write_base
 from helpers import adapted
 from test_gpu import logits_and_gradient, on_gpu
 
+from minarena.fast.blocks import BLOCKS
 from minarena.fast.fused_linear import base_of
 from minarena.fast.int8_product import int8_gradient, int8_product
 from minarena.fast.path import use_fast_path_, why_not
@@ -42,14 +43,15 @@ def relative(ours: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((ours.double() - wanted).norm() / wanted.norm()).item()
 
 
-@pytest.mark.parametrize("kernel", ["of this GPU", "of any GPU"])
+@pytest.mark.parametrize("kernel", ["of this GPU", "large tiles", "small tiles"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_product_and_its_gradient_are_float64s(shape, kernel, monkeypatch, unwritten_is_nan):
     """Tokens that fill no tile, one token, with and without outlier columns and LoRA."""
     from minarena.fast import int8_kernels
 
-    if kernel == "of any GPU":
-        tiles, processors, _ = int8_kernels.card(torch.device("cuda"))
+    if kernel != "of this GPU":
+        own, processors, _ = int8_kernels.card(torch.device("cuda"))
+        tiles = BLOCKS[99] if kernel == "small tiles" else own
         monkeypatch.setattr(int8_kernels, "card", lambda device: (tiles, processors, None))
     in_features, widths = SHAPES[shape]
     out = sum(widths)

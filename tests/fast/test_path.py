@@ -9,6 +9,7 @@ logits and gradients. What only a GPU can show is in test_gpu.py.
 """
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from helpers import CPU, adapted, one_step, predict
 
 import train
 from minarena.batching import collate
-from minarena.fast import path
+from minarena.fast import blocks, path
 from minarena.fast.fused_linear import hash_dropout, project
 from minarena.fast.packing import collate_packed
 from minarena.fast.path import take_fast_path_, use_fast_path_, why_not
@@ -200,6 +201,8 @@ def test_why_not_names_the_reason(tiny, monkeypatch):
     backbone = load_backbone(tiny, CPU, torch.float32)
     assert "GPU" in why_not(backbone, torch.bfloat16)
     monkeypatch.setattr(type(backbone), "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=9))
+    monkeypatch.setattr(blocks, "shared_memory", lambda device: 227)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(path, "find_spec", lambda name: None)
     assert "Triton" in why_not(backbone, torch.bfloat16)
@@ -214,26 +217,20 @@ def test_why_not_names_the_reason(tiny, monkeypatch):
         assert "attention" in why_not(backbone, torch.bfloat16)
         setattr(backbone.config, name, before)
     attention = backbone.layers[0].self_attn
-    cases = [
-        (24, 50.0, (9, 0), "powers"),
-        (64, 90.0, (9, 0), "80"),
-        (256, 50.0, (8, 0), "H100"),
-        (256, 50.0, (12, 0), "H100"),
-    ]
-    cases += [(512, 50.0, (9, 0), "256"), (256, 50.0, (9, 0), None)]
-    for D, cap, capability, reason in cases:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+    # head size, cap, KiB of shared memory
+    cases = [(24, 50.0, 227, "16, 32"), (512, 50.0, 227, "256"), (64, 90.0, 227, "80"), (512, None, 64, None)]
+    cases += [(256, 50.0, 64, "99 KiB"), (256, 50.0, 227, None), (256, 50.0, 99, None)]
+    for D, cap, memory, reason in cases:
+        monkeypatch.setattr(blocks, "shared_memory", lambda device, found=memory: found)
         attention.head_dim, backbone.config.attn_logit_softcapping = D, cap
         said = why_not(backbone, torch.bfloat16)
         assert reason in said if reason else said == ""
     backbone.config.model_type = "olmo2"
     assert "olmo2" in why_not(backbone, torch.bfloat16)
-    monkeypatch.undo()
-    plain = load_backbone(tiny, CPU, torch.float32, quantize=False)
-    monkeypatch.setattr(type(plain), "device", torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(path, "find_spec", lambda name: name)
-    assert "--matmul" in why_not(plain, torch.bfloat16)
+    kept_in_floats = load_backbone(tiny, CPU, torch.float32, quantize=False)
+    assert "in floats" in why_not(kept_in_floats, torch.bfloat16)
+    of_bitsandbytes = load_backbone(tiny, CPU, torch.float32, matmul="llm-int8")
+    assert "--matmul" in why_not(of_bitsandbytes, torch.bfloat16)
 
 
 def test_where_it_cannot_be_taken_a_line_says_so_and_the_reference_is_used(tiny, capsys):
