@@ -87,7 +87,7 @@ def launched(limit, monkeypatch) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("D, window", [(256, None), (256, 300), (128, None)])
+@pytest.mark.parametrize("D, window", [(256, None), (256, 300), (128, None), (16, 300)])
 def test_every_attention_kernel_fits_every_card(D, window, limit, launched):
     from minarena.fast.softcap_kernels import CappedAttention
 
