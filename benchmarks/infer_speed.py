@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     world = this_world()
     device = world.device()
+    base.be_smaller_card_(options)
     dtype = DTYPES[options.dtype or default_dtype(device, training=False)]
     model = preference_model(options.shape, device, dtype, options.matmul)
     if options.fast == "on":
@@ -82,6 +83,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--matmul", choices=["dequant", "int8", "llm-int8"], default="dequant")
     parser.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="default: infer.py's, by device")
     parser.add_argument("--fast", choices=["on", "off"], default="on", help="the fast path or the reference")
+    base.add_card_options(parser)
     parser.add_argument("--profile", metavar="FILE", help="profile 64 more rows: the 40 dearest kernels")
     return parser.parse_args(argv)
 

@@ -5,6 +5,7 @@ meta device (no memory), then each projection is drawn and quantized by bitsandb
 about a second for 9B. What it is not good for: quality, and LLM.int8's outliers, which random weights lack.
 """
 
+import argparse
 import json
 import platform
 import resource
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from minarena.batching import real_tokens
+from minarena.fast import blocks
 from minarena.fast.packing import padded_length
 from minarena.lora import PROJECTIONS
 from minarena.tiny import tiny_config
@@ -162,6 +164,28 @@ def wait() -> None:
     """Until the GPU has done what was asked: without it, only the asking is timed."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def add_card_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shared-memory", type=int, metavar="KIB", help="blocks of a GPU with less: 99, 163")
+    parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="use no more of this GPU's memory")
+
+
+def be_smaller_card_(options: argparse.Namespace) -> None:
+    """Take the kernels' blocks and the memory of the smaller card that the options name, in this process.
+
+    Its speed is this GPU's. A 24 GB card has 23.7 GiB, of which CUDA itself takes about half a GiB.
+    """
+    if options.shared_memory:
+        blocks.shared_memory = lambda device: options.shared_memory
+    if options.gpu_memory:
+        limit, real = int(options.gpu_memory * 2**30), torch.cuda.mem_get_info
+        torch.cuda.set_per_process_memory_fraction(limit / real()[1])
+
+        def mem_get_info():  # what fit_layers_ reads
+            return min(real()[0], limit - torch.cuda.memory_reserved()), limit
+
+        torch.cuda.mem_get_info = mem_get_info
 
 
 def print_result(options: dict, result: dict) -> None:

@@ -3,6 +3,7 @@
     python benchmarks/train_speed.py --shape 9b           one GPU of 80 GB
     python benchmarks/train_speed.py --shape tiny         a look at the script, on a CPU
     torchrun --nproc_per_node 2 benchmarks/train_speed.py --shape 9b --batch-size 32      figures of all ranks
+    python benchmarks/train_speed.py --shape 9b --shared-memory 99 --gpu-memory 22        as on a card of 24 GB
 
 Everything timed is minarena's: PreferenceModel, LoRA and head, micro-batches, fit_layers_, train_step
 (forward, backward, clip, optimiser). Tokens are real ones; padding counts as time, not as tokens.
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     world = this_world()
     device, exchanged = world.device(), base.count_exchanged_()
+    base.be_smaller_card_(options)
     dtype = DTYPES[default_dtype(device, training=True)]
     start = time.perf_counter()
     model = preference_model(options.shape, device, dtype, options.matmul, options.layers)
@@ -132,6 +134,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--losses", metavar="FILE", help="write each step's loss, as a JSON list")
+    base.add_card_options(parser)
     parser.add_argument("--profile", metavar="FILE", help="profile one more step: its 40 dearest kernels")
     options = parser.parse_args(argv)
     if options.warmup < 1 or options.steps < 1:

@@ -166,7 +166,10 @@ def product_kernel(q, W, side_x, side_W, y, scale, W_scale, N, OUT, IN, second, 
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=1)
-    fetched = q, W, side_x, side_W, qs, Ws, full, empty, N, OUT, IN, second, third
-    made = side_x, side_W, y, scale, W_scale, qs, Ws, ys, full, empty, N, OUT, IN
-    settings: gl.constexpr = (S, PROGRAMS, ROWS, COLUMNS, DEPTH, SIDE, STAGES, GROUP)
-    gl.warp_specialize([(multiply, made + settings), (fetch, fetched + settings)], [1], [24])
+    # in one expression: a named tuple would make plain integers of the constants, which Triton 3.8 refuses
+    gl.warp_specialize([
+        (multiply, (side_x, side_W, y, scale, W_scale, qs, Ws, ys, full, empty, N, OUT, IN,
+                    S, PROGRAMS, ROWS, COLUMNS, DEPTH, SIDE, STAGES, GROUP)),
+        (fetch, (q, W, side_x, side_W, qs, Ws, full, empty, N, OUT, IN, second, third,
+                 S, PROGRAMS, ROWS, COLUMNS, DEPTH, SIDE, STAGES, GROUP)),
+    ], [1], [24])  # fmt: skip
