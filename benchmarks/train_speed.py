@@ -3,7 +3,7 @@
     python benchmarks/train_speed.py --shape 9b           one GPU of 80 GB
     python benchmarks/train_speed.py --shape tiny         a look at the script, on a CPU
     torchrun --nproc_per_node 2 benchmarks/train_speed.py --shape 9b --batch-size 32      figures of all ranks
-    python benchmarks/train_speed.py --shape 9b --shared-memory 99 --gpu-memory 22        as on a card of 24 GB
+    python benchmarks/train_speed.py --shape 9b --shared-memory 99 --gpu-memory 22     as on a card of 24 GB
 
 Everything timed is minarena's: PreferenceModel, LoRA and head, micro-batches, fit_layers_, train_step
 (forward, backward, clip, optimiser). Tokens are real ones; padding counts as time, not as tokens.
