@@ -57,10 +57,10 @@ def main(argv: list[str] | None = None) -> dict:
         if source.is_8bit() and not config.adapter and source.head == "base":
             raise ValueError(f"--model {config.model} is quantized already: nothing to do without --adapter")
         announce(source, config, device)
-        with new_folder(config.out, bytes_to_write(source)) as aside:
-            errors = convert(source, aside, config.seed, device)
+        with new_folder(config.out, bytes_to_write(source)) as folder:
+            errors = convert(source, folder, config.seed, device)
             seconds = time.perf_counter() - start
-            hidden = hidden_change(aside, source, device) if fits(source, device) else None
+            hidden = hidden_change(folder, source, device) if fits(source, device) else None
             record = {"model": config.model, "adapter": config.adapter, "labels": config.labels}
             record |= {
                 "head": source.head,
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> dict:
             }
             record |= {"projections": summary(errors), "last_hidden_state": hidden, "matrices": errors}
             record |= {"versions": {name: version(name) for name in RECORDED}, "commit": commit()}
-            (aside / "quantization.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            (folder / "quantization.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     size = sum(file.stat().st_size for file in Path(config.out).iterdir())
     table(record)
     say(f"{config.model} -> {config.out}: {size / 1e9:.2f} GB, {seconds:.0f} s.")

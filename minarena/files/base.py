@@ -153,7 +153,7 @@ def load_backbone(
     """The base in the folder `name` without its LM head, frozen, on `device`.
 
     quantize: quantize a float base to int8 while it loads (an 8-bit base stays as it is); False keeps a float
-    base, in `dtype`. matmul: see int8.py; llm-int8 is bitsandbytes' own product, the seed's numerics. Raises
+    base, in `dtype`. matmul: see int8.py; llm-int8 is bitsandbytes' own product, as in the recipe. Raises
     ValueError where the folder is no usable base, naming the reason.
     """
     from transformers import AutoModel, BitsAndBytesConfig, logging

@@ -2,7 +2,7 @@
 
     write_text(text, path)          under another name, flushed to disk, renamed
     write_whole(table, path)        the same for a table, .csv or .parquet
-    with writing(path, aside): ...  what goes wrong names `path`, and the unfinished is deleted
+    with naming_os_errors(path, unfinished): ...    what goes wrong names `path`; `unfinished` is deleted
     read_record(path)               a JSON object, or a ValueError that names the file
 
 What it does not do: notice what a disk does to a file later (checkpoints have checksums for that).
@@ -37,30 +37,30 @@ def commit() -> str | None:
 
 
 @contextmanager
-def naming_os_errors(path: str | Path, aside: Path | None = None) -> Iterator[None]:
-    """What goes wrong in the block is an OSError that names `path`, and `aside`, the unfinished, is deleted.
+def naming_os_errors(path: str | Path, unfinished: Path | None = None) -> Iterator[None]:
+    """What goes wrong in the block is an OSError that names `path`; `unfinished` (file or folder) is deleted.
 
     The system names no file for a full disk, and safetensors' error is none that Python knows.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if aside:
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+        if unfinished:
+            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink(missing_ok=True)
         safe = "what was whole before still is, and the same command goes on (train.py: with --resume)"
         raise OSError(f"{path}: not written: {first_line(error)}; {safe}") from error
 
 
 def write_text(text: str, path: Path) -> None:
-    aside = path.with_name(f"{path.name}.{TMP_SUFFIX}")
-    with naming_os_errors(path, aside):
-        aside.write_text(text, encoding="utf-8")
-        replace_durably(aside, path)
+    unfinished = path.with_name(f"{path.name}.{TMP_SUFFIX}")
+    with naming_os_errors(path, unfinished):
+        unfinished.write_text(text, encoding="utf-8")
+        replace_durably(unfinished, path)
 
 
-def replace_durably(aside: str | Path, path: str | Path) -> None:
-    flush_to_disk(Path(aside))
-    os.replace(aside, path)
+def replace_durably(unfinished: str | Path, path: str | Path) -> None:
+    flush_to_disk(Path(unfinished))
+    os.replace(unfinished, path)
     flush_to_disk(Path(path).resolve().parent)
 
 
@@ -94,10 +94,10 @@ def file_record(path: str) -> dict:
 
 def write_whole(table: pd.DataFrame, path: str) -> None:
     """Write a table by its ending, .csv or .parquet; until it is on the disk, nothing has that name."""
-    aside = Path(f"{path}.{TMP_SUFFIX}")
-    with naming_os_errors(path, aside):
+    unfinished = Path(f"{path}.{TMP_SUFFIX}")
+    with naming_os_errors(path, unfinished):
         if path.endswith(".csv"):
-            table.to_csv(aside, index=False)
+            table.to_csv(unfinished, index=False)
         else:
-            table.to_parquet(aside, index=False, write_page_checksum=True)
-        replace_durably(aside, path)
+            table.to_parquet(unfinished, index=False, write_page_checksum=True)
+        replace_durably(unfinished, path)

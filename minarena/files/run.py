@@ -141,7 +141,7 @@ class Run:
                 say(f"{out} is finished, nothing is left to do. Its results: python -m minarena.report {out}")
                 unlock_folder(out)
         elif run.writes:
-            write_record(out, record)
+            write_record(out, record)  # --resume needs it; completed once the base is loaded
         if not run.result:
             run.record_base(record["model"])
         return run
@@ -175,7 +175,7 @@ class Run:
         """
         path, int8_columns = "fast" if model.fast else "reference", model.int8_columns
         self.record |= {"path": path, "token_budget_used": token_budget, "int8_columns": int8_columns}
-        if self.resumed is None:
+        if self.resumed is None or not find_checkpoints(self.out):  # the run begins at its first step
             if self.writes:
                 write_record(self.out, self.record)
         elif self.resumed.get("path", path) != path:

@@ -110,23 +110,25 @@ def new_folder(out: str, size: int) -> Iterator[Path]:
     size: bytes that will be written. Raises ValueError where either folder exists or the disk is full.
     """
     final = Path(out)
-    aside = final.with_name(f"{final.name}.{TMP_SUFFIX}")
+    unfinished = final.with_name(f"{final.name}.{TMP_SUFFIX}")
     if final.exists():
         raise ValueError(f"--out {out} exists: give a new folder, or delete it")
-    if aside.exists():
-        raise ValueError(f"{aside} is of a run that was killed, or still runs: delete it, or change --out")
+    if unfinished.exists():
+        raise ValueError(
+            f"{unfinished} is of a run that was killed, or still runs: delete it, or change --out"
+        )
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(final.parent).free
         if free < size:
             raise ValueError(f"--out {out}: needs {size / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free")
-        aside.mkdir()
-        yield aside
-        aside.rename(final)
+        unfinished.mkdir()
+        yield unfinished
+        unfinished.rename(final)
     except OSError as error:
         raise ValueError(f"--out {out}: {error.strerror or error}; what was written is deleted") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def layouts_of(source: Source, name: str) -> list[Layout]:

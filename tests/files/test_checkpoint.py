@@ -343,6 +343,21 @@ def test_the_record_says_which_path_ran_and_a_run_is_resumed_on_the_same_one(wor
     assert claimed == [None, "fast"]
 
 
+def test_a_run_that_was_cut_off_while_its_base_loaded_records_all_when_it_is_resumed(
+    words, tmp_path, monkeypatch
+):
+    out, real = tmp_path / "run", train.build
+    monkeypatch.setattr(train, "build", lambda *_: stop())
+    with pytest.raises(CutOff):
+        train.main([*words, "--out", str(out)])
+    before = json.loads((out / "train_config.json").read_text())
+    assert "path" not in before and "base" not in before
+    monkeypatch.setattr(train, "build", real)
+    train.main([*words, "--out", str(out), "--resume"])
+    record = json.loads((out / "train_config.json").read_text())
+    assert record["path"] == "reference" and record["base"]["weights"] and record["token_budget_used"]
+
+
 def test_a_run_that_was_begun_on_another_device_is_not_resumed(words, cut_off):
     """The optimiser's state is another there, and no rounding is the same."""
     path = cut_off / "train_config.json"

@@ -1,7 +1,7 @@
 """What can go wrong while quantize.py works: each fault ends in one line that names the thing.
 
 quantize.main([...]) raises ValueError; from the shell, that is the line and exit status 1
-set_aside(out, size): a folder `out`.unfinished that takes the name `out` only when all is written
+new_folder(out, size): a folder `out`.unfinished that takes the name `out` only when all is written
 open_source(folder): everything that can be known from headers is checked before the first byte is written
 After every fault there is no folder `out`, nothing new beside it, and each file of the source is as it was;
 `refused` checks that, byte by byte. Faults are real where they can be: files are cut and patched, and the
@@ -97,8 +97,8 @@ def test_an_interrupt_leaves_nothing_and_what_is_unfinished_does_not_look_finish
 
 
 def test_the_name_is_taken_last_and_a_full_disk_is_one_line(tmp_path):
-    with new_folder(str(tmp_path / "out"), 10) as aside:
-        (aside / "file").write_text("x")
+    with new_folder(str(tmp_path / "out"), 10) as folder:
+        (folder / "file").write_text("x")
         assert not (tmp_path / "out").exists()
     assert (tmp_path / "out" / "file").read_text() == "x"
     full = pytest.raises(ValueError, match="No space left on device; what was written is deleted")

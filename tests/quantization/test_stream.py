@@ -3,7 +3,7 @@
 source = open_source(folder, adapter=None, labels=2)   headers are read, everything is checked
 errors = convert(source, into, seed=0)                 the folder is written; relative error of each matrix
 float_rows(source, "model.layers.0.mlp.up_proj.weight", "cpu")   the merged float matrix, some rows at a time
-with set_aside(out, size) as aside: ...                a folder that takes its name only if all went well
+with new_folder(out, size) as folder: ...              a folder that takes its name only if all went well
 The oracle is transformers with bitsandbytes: it loads the same base in 8-bit and saves it.
 """
 
