@@ -8,6 +8,11 @@ Each adapter sees the rows in the order it was trained in. A long file is done i
 the same command goes on. The last line on stdout is one JSON object.
 """
 
+if __name__ == "__main__":  # the imports below take seconds
+    from minarena.runtime.interrupt import one_line_on_ctrl_c
+
+    one_line_on_ctrl_c("infer.py")
+
 import json
 import shutil
 import time

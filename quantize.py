@@ -9,6 +9,11 @@ take it. quantization.json in it says what quantization did to each matrix and, 
 memory, to the last hidden state. The last line on stdout is one JSON object; the rest goes to stderr.
 """
 
+if __name__ == "__main__":  # the imports below take seconds
+    from minarena.runtime.interrupt import one_line_on_ctrl_c
+
+    one_line_on_ctrl_c("quantize.py")
+
 import json
 import math
 import time

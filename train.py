@@ -11,6 +11,11 @@ computes, in MICRO-BATCHES that fit the device. A name that ends in _ changes it
 stdout is one JSON object; everything meant for people goes to stderr.
 """
 
+if __name__ == "__main__":  # the imports below take seconds
+    from minarena.runtime.interrupt import one_line_on_ctrl_c
+
+    one_line_on_ctrl_c("train.py")
+
 import json
 import time
 from collections.abc import Sequence

@@ -4,10 +4,18 @@ https://ftfy.readthedocs.io. Once for each text, when a file is read and before 
 not do: change the meaning of a text, or touch lone surrogates (layouts.py replaces them when it reads).
 """
 
-import contextlib
 import multiprocessing
 import os
 import re
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
 
 import ftfy
 import pandas as pd
@@ -26,20 +34,51 @@ def repaired(table: pd.DataFrame, workers: int | None = None, ranks: int = 1) ->
 
     Once for each text, before rows are shown in one order or the other: it is slow (a regular-expression
     library). workers: processes (None: all cores, for a long table, shared by the `ranks` of this machine).
-    They come from a fork server: a fork of this process, with its threads, could hang.
+    Where they die (killed for their memory, say), a line says so and this process does it.
     """
     if workers is None:
         workers = max(1, (os.cpu_count() or 1) // ranks) if len(table) >= POOL_FROM else 1
-    with contextlib.ExitStack() as stack:
-        each = map
-        if workers > 1:
-            start = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
-            each = stack.enter_context(start.Pool(workers)).imap
-        return table.assign(**{column: repaired_column(table[column], each) for column in TEXTS})
+    if workers > 1:
+        try:
+            with processes(workers) as each:
+                return table.assign(**{column: repaired_column(table[column], each) for column in TEXTS})
+        except (BrokenProcessPool, OSError, EOFError):  # the last two: the fork server itself has died
+            print(f"The {workers} processes that repair texts died: one does it, slowly", file=sys.stderr)
+    return table.assign(**{column: repaired_column(table[column], map) for column in TEXTS})
+
+
+@contextmanager
+def processes(workers: int) -> Iterator[Callable]:
+    """A `map` by other processes, with results in order.
+
+    They come from a fork server: a fork of this process, with its threads, could hang. Each would first
+    import the running script again: seconds for torch, and where the script lacks its
+    `if __name__ == "__main__":` the whole work. So an empty module stands for `__main__` meanwhile.
+    """
+    start = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+    # Ctrl-C reaches them as well: they leave it to this process
+    pool = ProcessPoolExecutor(workers, start, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield partial(in_order, pool, 2 * workers)
+    finally:
+        sys.modules["__main__"] = main
+        pool.shutdown(cancel_futures=True)
+
+
+def in_order(pool: ProcessPoolExecutor, ahead: int, call: Callable, batches: Iterable) -> Iterator:
+    """map(call, batches) by the pool; at most `ahead` batches are held (Executor.map would hold all)."""
+    waiting = deque()
+    for batch in batches:
+        waiting.append(pool.submit(call, batch))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    for each in waiting:
+        yield each.result()
 
 
 def repaired_column(texts: pd.Series, each) -> pd.Series:
-    """each: map, or a pool's imap, which gives results in order, too."""
+    """each: map, or that of processes()."""
     batches = (texts.iloc[i : i + BATCH].tolist() for i in range(0, len(texts), BATCH))
     fixed = [texts.iloc[:0]]
     with tqdm(total=len(texts), desc=f"repair {texts.name}", unit="row", leave=False, disable=None) as bar:

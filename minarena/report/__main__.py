@@ -9,6 +9,11 @@ in the record. The page is about the judge with the lowest log loss. A differenc
 called noise. What it does not do: load a model. Nothing imports this file.
 """
 
+if __name__ == "__main__":  # the imports below take seconds
+    from minarena.runtime.interrupt import one_line_on_ctrl_c
+
+    one_line_on_ctrl_c("minarena.report")
+
 import json
 import sys
 from collections import Counter

@@ -1,6 +1,7 @@
 """A job: what surrounds a computation that runs for hours, on one machine or on several.
 
     console.py    what a person reads on stderr, and the one line in which a command ends
+    interrupt.py  Ctrl-C before there is a command: while its libraries are imported
     warn.py       what is odd about the rows, said before anything slow
     memory.py     out of GPU memory: the same work again in smaller pieces
     signals.py    SIGTERM and Ctrl-C: finish the step, save, stop

@@ -166,6 +166,19 @@ def test_a_notebook_kernels_own_words_are_not_options(monkeypatch):
     assert parse(TrainConfig) == TrainConfig()
 
 
+COMMANDS = {"train.py": [], "infer.py": [], "quantize.py": [], "minarena.report": ["-m"]}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_ctrl_c_while_libraries_are_imported_ends_in_one_line(name, tmp_path):
+    for library in ("pandas", "torch"):  # in the place of the real ones
+        (tmp_path / f"{library}.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    command = [sys.executable, *COMMANDS[name], name if COMMANDS[name] else str(REPOSITORY / name)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert (ended.returncode, ended.stderr) == (130, f"\n{name}: stopped; nothing was written\n")
+
+
 @pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
 def test_half_of_torchruns_environment_is_named_in_one_line(missing, monkeypatch):
     for name in {"RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE"} - {missing}:

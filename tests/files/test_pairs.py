@@ -8,19 +8,24 @@ Compared with: the rows that were written, reading in one piece, and ftfy itself
 """
 
 import io
+import os
 import random
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ftfy
 import pandas as pd
 import pytest
+from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 from test_layouts import chosen_rows, jsonl
 from tqdm import tqdm
 
 from minarena.data import output_ids, split
-from minarena.files import formats
+from minarena.files import formats, repair
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import fix_texts, repaired
 from minarena.tiny import demo_pairs
@@ -142,6 +147,38 @@ def test_repair_by_two_processes_is_repair_by_one_and_keeps_rows_and_index(monke
     pd.testing.assert_frame_equal(mended, repaired(table, workers=1))
     assert list(mended["response_b"]) == [ftfy.fix_text(text) for text in table["response_b"]]
     assert list(mended.index) == list(table.index) and list(mended["id"]) == list(table["id"])
+
+
+def test_a_script_without_a_main_guard_is_not_run_again_by_the_processes_of_repair(tmp_path):
+    program = """
+import pandas as pd
+from minarena.files import repair
+print("begins")
+repair.BATCH = 1
+table = pd.DataFrame({name: ["schÃ¶n"] * 4 for name in ("prompt", "response_a", "response_b")})
+print(set(repair.repaired(table, workers=2)["prompt"]) == {"schön"}, __name__)
+"""
+    (tmp_path / "script.py").write_text(program, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(tmp_path / "script.py")]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert (ended.stdout, ended.stderr) == ("begins\nTrue __main__\n", "")
+
+
+def test_where_the_processes_of_repair_die_one_process_does_it_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(repair, "in_order", lambda pool, *_: [pool.submit(os._exit, 9).result()])
+    table = demo_pairs(5, seed=2).assign(prompt="schÃ¶n")
+    pd.testing.assert_frame_equal(repaired(table, workers=2), table.assign(prompt="schön"))
+    assert capsys.readouterr().err == "The 2 processes that repair texts died: one does it, slowly\n"
+
+
+def test_few_batches_wait_for_the_processes_of_repair():
+    begun = []
+    with ThreadPoolExecutor(2) as pool:
+        batches = (begun.append(i) or i for i in range(30))
+        for i, result in enumerate(repair.in_order(pool, 4, lambda batch: -batch, batches)):
+            assert result == -i and len(begun) <= i + 5
+    assert len(begun) == 30
 
 
 # ---------------------------------------------------------------------------------------------- options
