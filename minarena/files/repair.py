@@ -56,8 +56,8 @@ def processes(workers: int) -> Iterator[Callable]:
     `if __name__ == "__main__":` the whole work. So an empty module stands for `__main__` meanwhile.
     """
     start = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
-    # Ctrl-C reaches them as well: they leave it to this process
-    pool = ProcessPoolExecutor(workers, start, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    # Ctrl-C reaches them as well: they die of it without a traceback
+    pool = ProcessPoolExecutor(workers, start, signal.signal, (signal.SIGINT, signal.SIG_DFL))
     main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
     try:
         yield partial(in_order, pool, 2 * workers)
