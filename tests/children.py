@@ -208,6 +208,13 @@ def other_start() -> None:
     model.attach_adapter_ = lambda model, config, seed=0: real(model, config, seed + 1)
 
 
+def imported_anew(environment: dict[str, str]) -> None:
+    """huggingface_hub, which reads its settings when it is imported, with these."""
+    os.environ.update(environment)
+    for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
+        del sys.modules[name]
+
+
 def other_words(*words: str) -> None:
     sys.argv += words
 

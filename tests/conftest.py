@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 # Before torch and transformers are imported. One thread: the models are tiny, and two threads that wait for
@@ -22,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
-from helpers import CPU, adapted, write_pairs
+from helpers import CPU, TEXTS, adapted, write_pairs
 from hypothesis import HealthCheck, configuration, settings
 
 import infer
@@ -174,7 +175,7 @@ def runs(tiny, tmp_path_factory) -> list[str]:
             for parameter in model.score.parameters():
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
         save_adapter(folder, model, config, tiny)
-        record = {"model": tiny, "order": order, "max_length": 400, "truncation": "left", "matmul": "dequant"}
+        record = {"model": tiny, "order": order, "max_length": 200, "truncation": "left", "matmul": "dequant"}
         (folder / "train_config.json").write_text(json.dumps(record), encoding="utf-8")
         folders.append(str(folder))
     return folders
@@ -183,17 +184,23 @@ def runs(tiny, tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="session")
 def alone(tiny, runs):
     """A function (row, adapter number, order) -> P(response_a wins): the row by itself, its text by hand."""
-    model = PreferenceModel(load_backbone(tiny, CPU, torch.float32), torch.nn.Identity())
+    models = [PreferenceModel(load_backbone(tiny, CPU, torch.float32), torch.nn.Identity()) for _ in runs]
+    for model, run in zip(models, runs, strict=True):
+        load_adapter_(model, run)
     tokenizer = byte_tokenizer()
 
+    @cache
     @torch.no_grad()
+    def p_shown_first(prompt: str, first: str, second: str, number: int) -> float:
+        text = f"<prompt>: {prompt}\n\n<response_a>: {first}\n\n<response_b>: {second}"
+        ids = torch.tensor([[2, *tokenizer(text)["input_ids"][-198:], 1]])
+        return models[number].eval()(ids, torch.ones_like(ids)).double().softmax(-1)[0, 0].item()
+
     def p_a(row, number: int, order: str) -> float:
-        load_adapter_(model, runs[number])
-        first, second = (row["response_a"], row["response_b"])[:: 1 if order == "ab" else -1]
-        text = f"<prompt>: {row['prompt']}\n\n<response_a>: {first}\n\n<response_b>: {second}"
-        ids = torch.tensor([[2, *tokenizer(text)["input_ids"][-398:], 1]])
-        p = model.eval()(ids, torch.ones_like(ids)).double().softmax(-1)[0, 0].item()
-        return p if order == "ab" else 1 - p
+        prompt, a, b = (row[name] for name in TEXTS)
+        return (
+            p_shown_first(prompt, a, b, number) if order == "ab" else 1 - p_shown_first(prompt, b, a, number)
+        )
 
     return p_a
 

@@ -58,8 +58,11 @@ def stir_(model, seed: int = 2) -> None:
 
 
 def rows_of_all_lengths(n: int = 23, **columns) -> pd.DataFrame:
-    """Pairs whose lengths are in no order, with ids that are in none either."""
+    """Pairs of 100 to 400 tokens, one a byte, in no order, with ids that are in none either."""
     table = demo_pairs(n, seed=8).sample(frac=1, random_state=2, ignore_index=True)
+    table = table.assign(
+        **{name: table[name].str[-20:] for name in TEXTS}
+    )  # a pair's answers end differently
     longer = [f"{text} " * (1 + (7 * i) % 5) for i, text in enumerate(table["response_b"])]
     return table.assign(response_b=longer, **columns)
 

@@ -41,14 +41,18 @@ def words(tiny, pairs_file) -> list[str]:
 
 
 def hold(folder: str) -> subprocess.Popen:
-    """Another process that holds the folder until it is killed."""
-    program = f"from minarena.files.lock import lock_folder; lock_folder({folder!r})"
-    program += "; print('held', flush=True); input()"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", program], env=environment, **pipes)
-    assert process.stdout.readline() == "held\n"
+    """Another process that holds the folder until it is killed; it knows nothing of minarena."""
+    program = f"import fcntl, os; handle = os.open({folder!r}, os.O_RDONLY)"
+    program += "; fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB); print('held', flush=True); input()"
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", program], **pipes, text=True, encoding="utf-8")
+    assert process.stdout.readline() == "held\n", process.stderr.read()
     return process
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.kill()
+    process.communicate()
 
 
 def test_two_commands_cannot_hold_one_folder_and_any_death_releases_it(
@@ -63,11 +67,14 @@ def test_two_commands_cannot_hold_one_folder_and_any_death_releases_it(
         with pytest.raises(ValueError, match=f"{folder} is in use by another command: wait for its end"):
             command()
         assert not list(folder.iterdir())
-        other.kill()
-        other.wait()
+        kill(other)
         command()
-        hold(str(out)).kill()  # it is free again
+        kill(hold(str(out)))  # it is free again
     assert events(out)[-1]["event"] == "eval"
+    lock_folder(out)
+    with pytest.raises(AssertionError, match="BlockingIOError"):
+        hold(str(out))
+    unlock_folder(out)
 
 
 def test_a_folder_that_cannot_be_locked_is_said(tmp_path, monkeypatch, capsys):

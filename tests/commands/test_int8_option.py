@@ -8,36 +8,54 @@ Compared with: the same run with --matmul dequant, and a run that was not interr
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from helpers import write_pairs
 
 import infer
 import train
 from minarena.files import base, outliers
+from minarena.tiny import demo_pairs
 
-WORDS = ["--limit", "48", "--batch-size", "8", "--lora-r", "4", "--lora-dropout", "0", "--head-dropout", "0"]
+WORDS = ["--batch-size", "8", "--lora-r", "4", "--lora-dropout", "0", "--head-dropout", "0"]
 
 
-def trained(out: Path, *words: str) -> dict:
-    """The run's record with its losses; the demo's rows, 6 steps."""
-    train.main([*WORDS, "--out", str(out), *words])
+@pytest.fixture(scope="module")
+def valid(tmp_path_factory) -> str:
+    return write_pairs(tmp_path_factory.mktemp("rows") / "valid.parquet", demo_pairs(60, 5, True))
+
+
+@pytest.fixture(scope="module")
+def trained(valid):
+    """A function (folder, options) -> the run's record with its losses: the demo's base, 48 rows, 6 steps."""
+    data = write_pairs(Path(valid).with_name("train.parquet"), demo_pairs(48, 5))
+    return partial(train_on, data, valid)
+
+
+def train_on(data: str, valid: str, out: Path, *words: str) -> dict:
+    train.main([*WORDS, "--data", data, "--eval-data", valid, "--out", str(out), *words])
     events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     record = json.loads((out / "train_config.json").read_text())
     return record | {"losses": [event["loss"] for event in events if event["event"] == "step"]}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> tuple[Path, dict]:
+def run(trained, tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("int8") / "run"
     return out, trained(out, "--matmul", "int8")
 
 
-def test_a_run_in_int8_learns_as_the_dequantized_one_does_but_not_the_same_bits(run, tmp_path):
+@pytest.fixture(scope="module")
+def dequantized(trained, tmp_path_factory) -> dict:
+    return trained(tmp_path_factory.mktemp("dequant") / "run")
+
+
+def test_a_run_in_int8_learns_as_the_dequantized_one_does_but_not_the_same_bits(run, dequantized):
     _, record = run
-    dequantized = trained(tmp_path / "dequant")
     assert record["matmul"] == "int8" and len(record["int8_columns"]) == 16
     assert dequantized["int8_columns"] is None
     pairs = [*zip(record["losses"], dequantized["losses"], strict=True)]
@@ -45,12 +63,12 @@ def test_a_run_in_int8_learns_as_the_dequantized_one_does_but_not_the_same_bits(
     assert any(a != b for a, b in pairs)
 
 
-def test_infer_takes_the_product_of_training_and_says_what_it_changes(run, tmp_path, capsys):
+def test_infer_takes_the_product_of_training_and_says_what_it_changes(run, valid, tmp_path, capsys):
     out, record = run
     p = {}
     for words in ([], ["--matmul", "dequant"]):
         files = ["--out", str(tmp_path / "s.csv"), "--probs", str(tmp_path / "p.csv")]
-        infer.main(["--adapter", str(out), *files, *words])
+        infer.main(["--adapter", str(out), "--data", valid, *files, *words])
         p[bool(words)] = pd.read_csv(tmp_path / "p.csv")["winner_model_a"]
         said = capsys.readouterr().err
         assert (record["int8_columns"] in said) == (not words)
@@ -61,7 +79,7 @@ def test_infer_takes_the_product_of_training_and_says_what_it_changes(run, tmp_p
     assert 1e-6 < (p[True] - p[False]).abs().max() < 0.05
 
 
-def test_a_resumed_run_is_the_straight_one_and_other_columns_are_refused(run, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_straight_one_and_other_columns_are_refused(run, trained, tmp_path, monkeypatch):
     _, record = run
     out, real = tmp_path / "cut", train.train_step
     calls = []
@@ -87,10 +105,10 @@ def test_a_resumed_run_is_the_straight_one_and_other_columns_are_refused(run, tm
 
 @pytest.mark.parametrize("error", [0.3, float("nan")])
 def test_where_int8_would_do_harm_the_run_goes_on_dequantized_and_says_so(
-    error, tmp_path, monkeypatch, capsys
+    error, trained, dequantized, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(outliers, "hidden_error", lambda *_: error)
     record = trained(tmp_path / "int8", "--matmul", "int8")
     assert "goes on with --matmul dequant" in capsys.readouterr().err
-    assert record["int8_columns"] == "" and record["losses"] == trained(tmp_path / "other")["losses"]
+    assert record["int8_columns"] == "" and record["losses"] == dequantized["losses"]
     assert base.GUARD_ROWS == 8 and torch.get_num_threads() >= 1

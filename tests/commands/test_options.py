@@ -256,7 +256,7 @@ def test_inference_cuts_rows_as_they_were_cut_in_training(tiny, runs, tmp_path):
     for name, more in (("middle", []), ("left", ["--truncation", "left"])):
         infer.main(["--adapter", str(folder), "--data", data, *more, *outs])
         found[name] = pd.read_csv(tmp_path / "p.csv")["winner_model_a"].to_numpy()
-        for p, row in zip(found[name], encode(byte_tokenizer(), table, 400, name), strict=True):
+        for p, row in zip(found[name], encode(byte_tokenizer(), table, 200, name), strict=True):
             ids = torch.tensor(row)[None].long()
             with torch.no_grad():
                 logits = model.eval()(ids, torch.ones_like(ids)).double()

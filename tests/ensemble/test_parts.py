@@ -111,7 +111,7 @@ def test_parts_of_another_run_are_refused_by_name(runs, tmp_path, small_parts, m
         with pytest.raises(ZeroDivisionError):
             infer.main(words)
     with pytest.raises(ValueError, match="holds parts of a run with another max_length"):
-        infer.main([*words, "--max-length", "200"])
+        infer.main([*words, "--max-length", "100"])
     with pytest.raises(ValueError, match="with another truncation"):
         infer.main([*words, "--truncation", "middle"])
     other = [word if word != runs[1] else f"{runs[1]}:ab" for word in words]

@@ -39,7 +39,7 @@ def test_each_probability_belongs_to_its_id(runs, alone, tiny, part_rows, monkey
     assert not lengths.is_monotonic_increasing and not lengths.is_monotonic_decreasing
     model = PreferenceModel(load_backbone(tiny, CPU, torch.float32), torch.nn.Identity())
     adapters = [find_adapter(run) for run in runs]
-    p = predict_pairs(Predictor(model, byte_tokenizer(), Compute(token_budget=900), 400), table, adapters)
+    p = predict_pairs(Predictor(model, byte_tokenizer(), Compute(token_budget=900), 200), table, adapters)
     expected = {
         row["id"]: (alone(row, 0, "ab") + alone(row, 1, "ba")) / 2 for row in table.to_dict("records")
     }

@@ -9,17 +9,15 @@ huggingface_hub reads its settings when it is imported. Compared with: the files
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import children
 import pyarrow as pa
 import pytest
 from bad_input import ROW, jsonl
-from conftest import REPOSITORY
 
 from minarena.files import formats
 from minarena.files.pairs import read_pairs
@@ -209,54 +207,46 @@ SCRIPT = """
 import sys
 from minarena.files.pairs import read_pairs
 from minarena.files.sources import records
-try:
-    print(list(read_pairs([sys.argv[1]])["id"]), [record["file"] for record in records([sys.argv[1]])])
-except ValueError as error:
-    print("REFUSED", error)
+for argument in sys.argv[1:]:
+    try:
+        found = list(read_pairs([argument])["id"]), [record["file"] for record in records([argument])]
+    except ValueError as error:
+        found = f"REFUSED {error}"
+    print(f"{argument} gives {found}", flush=True)
 """
 
 
-def asked(argument: str, folder: Path, port: int, offline: str = "0") -> tuple[str, str]:
-    """(stdout, stderr) of a child that reads `argument` from a hub at that port."""
+def asked(folder: Path, port: int, *arguments: str, offline: str = "0") -> tuple[list[str], str]:
+    """What each argument gives, and all that was said, in a child that asks a hub at that port."""
     own = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(folder), "HF_HUB_OFFLINE": offline}
-    own |= {
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-    }
-    child = subprocess.run(
-        [sys.executable, "-c", SCRIPT, argument],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env={**os.environ, **own},
-        timeout=120,
-    )
-    assert child.returncode == 0, child.stderr
-    return child.stdout, child.stderr
+    own |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    own |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    (folder / "read.py").write_text(SCRIPT, encoding="utf-8")
+    code, said = children.run(str(folder / "read"), [*arguments], children.imported_anew, own)
+    found = re.findall(f"^({'|'.join(map(re.escape, arguments))}) gives (.*)$", said, re.MULTILINE)
+    assert code == 0 and [argument for argument, _ in found] == [*arguments], said
+    return [gives for _, gives in found], said
 
 
 def test_a_data_set_of_the_hub_is_fetched_data_files_only(hub, tmp_path):
-    out, said = asked("hub:org/name:train", tmp_path, hub.server_port)
-    assert "REFUSED" in out and "other/train" in out and "name one" in out  # two folders have a train
-    out, said = asked("hub:org/name:other:train", tmp_path, hub.server_port)
-    assert out.startswith("['o0']") and f"/snapshots/{REVISION}/other/train.jsonl" in out
+    train, other, test, none = ("hub:org/name" + end for end in (":train", ":other:train", ":test", ""))
+    (a, b, c, d), said = asked(tmp_path, hub.server_port, train, other, test, none)
+    assert a.startswith("REFUSED") and "other/train" in a and "name one" in a  # two folders have a train
+    assert b.startswith("(['o0']") and f"/snapshots/{REVISION}/other/train.jsonl" in b
     assert f"hub:org/name:other:train: 1 files, 0.0 MiB, revision {REVISION}" in said
-    out, said = asked("hub:org/name:test", tmp_path, hub.server_port)
-    assert out.startswith("['e0']")
+    assert c.startswith("(['e0']")
+    assert d.startswith(f"REFUSED --data {none}: ") and "name one" in d
     fetched = [path for path in hub.asked if "/resolve/" in path]
     assert fetched and not [path for path in fetched if path.endswith((".py", ".pkl", ".md"))]
-    out, _ = asked("hub:org/name:test", tmp_path, hub.server_port, offline="1")  # from the cache
-    assert out.startswith("['e0']")
+    (again,), _ = asked(tmp_path, hub.server_port, test, offline="1")  # from the cache
+    assert again == c
 
 
 def test_without_a_network_or_a_data_set_it_is_one_line(hub, tmp_path):
-    for argument, port, words in [
-        ("hub:org/none", hub.server_port, ""),
-        ("hub:org/name:nowhere", hub.server_port, "other/train"),
-        ("hub:org/name", hub.server_port, "name one"),
-        ("hub:org/name:test", 9, ""),  # nobody answers there
-    ]:
-        out, _ = asked(argument, tmp_path / "empty", port)
-        assert out.startswith(f"REFUSED --data {argument}: ") and out.count("\n") == 1 and words in out, out
+    arguments = ["hub:org/none", "hub:org/name:nowhere"]
+    found, said = asked(tmp_path, hub.server_port, *arguments)
+    assert "other/train" in found[1]
+    alone, said_alone = asked(tmp_path, 9, "hub:org/name:test")  # nobody answers there
+    for argument, gives in zip([*arguments, "hub:org/name:test"], found + alone, strict=True):
+        assert gives.startswith(f"REFUSED --data {argument}: ")
+    assert len((said + said_alone).splitlines()) == 3  # nothing else is said
