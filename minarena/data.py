@@ -1,9 +1,10 @@
 """The table of pairs, and the rules on it: swap, held-out fold, weights.
 
 A table has the columns id (str), prompt, response_a, response_b (str), label (float: P(response_a wins), NaN
-where the file has no winner) and, where a file has them, language, pseudo (bool: the label is a pair of
-probabilities) and chosen (1 or 0: response_a or response_b is the one that the file calls chosen). Its index
-is the row's place among all rows read, used or not; several answers to a prompt share their row's place.
+where the file has no winner) and, where a file has them, language, the columns of GROUPS, pseudo (bool: the
+label is a pair of probabilities) and chosen (1 or 0: response_a or response_b is the one that the file calls
+chosen). Its index is the row's place among all rows read, used or not; several answers to a prompt share
+their row's place.
 
 What it does not do: read files (files/pairs.py), repair texts (files/repair.py), or know tokens.
 """
@@ -11,6 +12,7 @@ What it does not do: read files (files/pairs.py), repair texts (files/repair.py)
 import pandas as pd
 
 TEXTS = ("prompt", "response_a", "response_b")
+GROUPS = ("subset", "category", "domain", "source")  # what benchmarks of judges call the kinds of their rows
 
 
 def swapped(table: pd.DataFrame) -> pd.DataFrame:

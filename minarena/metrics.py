@@ -10,6 +10,8 @@ rows, are counted for a standard error. What it does not do: calibration, positi
 
 import numpy as np
 
+ENOUGH = 20  # rows, prompts or steps: of fewer a standard error is no more than a guess
+
 
 def is_correct(label: np.ndarray, p: np.ndarray) -> np.ndarray:
     """1 where p is on the label's side of one half, else 0; only for the rows whose label is not one half."""

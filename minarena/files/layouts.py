@@ -17,7 +17,7 @@ from hashlib import blake2b
 import numpy as np
 import pandas as pd
 
-from minarena.data import TEXTS
+from minarena.data import GROUPS, TEXTS
 from minarena.files import cells
 from minarena.files.columns import CONTEXT, column, columns_of, missing
 from minarena.files.verdicts import against_best, verdicts, winner_words
@@ -94,8 +94,8 @@ def table_of(frame: pd.DataFrame, r: Reading) -> pd.DataFrame:
         table["response_a"] = [row[1] if a else row[2] for row, a in zip(rows, is_a, strict=True)]
         table["response_b"] = [row[2] if a else row[1] for row, a in zip(rows, is_a, strict=True)]
         table |= {"label": np.where(is_a, label, 1 - label), "chosen": is_a.astype(float)}
-    if "language" in r.columns:
-        table["language"] = column(frame, r.columns["language"])
+    named = {key: r.columns[key] for key in ("language", *GROUPS) if key in r.columns}
+    table |= {key: column(frame, name).map(named_kind) for key, name in named.items()}
     if "id" in r.columns:
         table["id"] = ids = each(frame, r, "id", identifier, "no id")
         table["number"] = [type(cell) is int and abs(cell) < 2**63 for cell in column(frame, r.columns["id"])]
@@ -107,7 +107,7 @@ def table_of(frame: pd.DataFrame, r: Reading) -> pd.DataFrame:
     else:
         rows = zip(*(table[text] for text in TEXTS), strict=True)
         table["id"] = [digest(*row, size=10).hex() for row in rows]
-    dtypes = dict.fromkeys(("id", *TEXTS), "str") | {"label": float}
+    dtypes = dict.fromkeys(("id", *TEXTS, *named), "str") | {"label": float}
     return pd.DataFrame(table | {"made_id": "id" not in r.columns}, index=frame.index).astype(dtypes)
 
 
@@ -260,6 +260,11 @@ def shown(value) -> str:
         return " ".join(repr(value).split())[:60]
     except (RecursionError, ValueError):  # of an integer with more than 4,300 digits, too
         return "what is nested too deeply or too long to show"
+
+
+def named_kind(cell) -> str | None:
+    """The language or group of a row, None where the cell names none."""
+    return cells.plain_text(str(cell)) if isinstance(cell, str | int | float) and not null(cell) else None
 
 
 def identifier(cell) -> str:

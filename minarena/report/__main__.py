@@ -23,11 +23,11 @@ from pathlib import Path
 from minarena.config import option, parse
 from minarena.files.durable import write_text
 from minarena.files.pairs import read_pairs
+from minarena.metrics import ENOUGH
 from minarena.report import groups, sections, summary
 from minarena.report.page import page, section, styled
 from minarena.report.predictors import best_of, predictors_of
 from minarena.report.runs import read_run
-from minarena.report.words import ENOUGH
 from minarena.runtime.console import printable, run_command, say
 
 

@@ -12,9 +12,10 @@ import pandas as pd
 from minarena import metrics
 from minarena.config import JUDGED_BY
 from minarena.data import TEXTS
+from minarena.metrics import ENOUGH
 from minarena.report import reliability
 from minarena.report.runs import Run
-from minarena.report.words import ENOUGH, Estimate, difference, mean
+from minarena.report.words import Estimate, difference, mean
 
 NO_SKILL = np.log(2)  # log loss of one half for every row
 

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from minarena.data import TEXTS
+from minarena.data import GROUPS, TEXTS
+from minarena.metrics import ENOUGH
 from minarena.report import reliability
 from minarena.report.figures import Group, large_enough, quantiles
 from minarena.report.page import axes, details, forest, section, table
 from minarena.report.predictors import Predictor
-from minarena.report.runs import GROUPS, PEOPLE
-from minarena.report.words import ENOUGH, mean
+from minarena.report.runs import PEOPLE
+from minarena.report.words import mean
 
 SHOWN = 20  # mistakes, and flips
 LINES = 30  # groups in one figure
@@ -25,7 +26,7 @@ LINES = 30  # groups in one figure
 def weak(best: Predictor) -> str:
     """best: with rows whose texts are known."""
     rows = best.rows
-    kinds = [groups_of(rows, column) for column in GROUPS if column in rows]
+    kinds = [groups_of(rows, column) for column in ("language", *GROUPS) if column in rows]
     by_prompt = quantiles(rows["prompt"].str.len(), rows, 4, "prompt {} to {} characters")
     if rows["cut"].nunique() > 1:
         by_prompt += [

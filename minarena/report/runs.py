@@ -14,7 +14,7 @@ import pandas as pd
 
 from minarena.batching import steps_per_epoch
 from minarena.config import EVAL_COLUMNS, JUDGED_BY
-from minarena.data import TEXTS
+from minarena.data import GROUPS, TEXTS
 from minarena.files.base import check_folder
 from minarena.files.durable import file_record, read_record
 from minarena.files.pairs import as_typed, read_pairs
@@ -25,7 +25,6 @@ from minarena.runtime.console import first_line
 from minarena.text import encode
 from minarena.tiny import byte_tokenizer, demo_pairs
 
-GROUPS = ("language", "subset", "category", "domain", "source")  # columns of a data file that name groups
 PEOPLE, GENERATED = "people", "the generated labels"  # who said which answer is better
 
 
@@ -34,9 +33,9 @@ class Run:
     """What is known of a run.
 
     events: of log.jsonl so far. note: sentences on what is not known. orders: the keys of EVAL_COLUMNS; the
-    run is judged by the last one. rows: eval.parquet by id, None before the run's end, with the known texts
-    and GROUPS, cut (whether the row is longer than --max-length), group (the same for rows of one prompt) and
-    labeller.
+    run is judged by the last one. rows: eval.parquet by id, None before the run's end, with the known
+    texts, language and GROUPS, cut (whether the row is longer than --max-length), group (the same for rows of
+    one prompt) and labeller.
     """
 
     name: str
@@ -95,7 +94,7 @@ def join_data_(run: Run, more: list[pd.DataFrame]) -> None:
     known = pd.concat([*tables, pd.DataFrame(columns=["label", "language", *TEXTS])])
     known = known[~known.index.duplicated()].reindex(ids)
     same = np.isclose(known["label"].astype(float), run.rows["label"])  # else another row has that id
-    columns = [column for column in (*GROUPS, *TEXTS) if column in known]
+    columns = [column for column in ("language", *GROUPS, *TEXTS) if column in known]
     run.rows = run.rows.join(known.loc[same, columns]).assign(labeller=run.labeller)
     there = run.rows["prompt"].notna()
     run.rows["group"] = run.rows["prompt"].where(there, ids.to_series())

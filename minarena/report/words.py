@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from minarena import metrics
-
-ENOUGH = 20  # prompts, rows of a group, or steps
+from minarena.metrics import ENOUGH
 
 
 @dataclass(frozen=True)
