@@ -22,27 +22,22 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from minarena.config import SEED, UNRECORDED, InferConfig, parse
+from minarena.config import SEED, InferConfig, parse
 from minarena.data import output_ids
 from minarena.dist import World, this_world
+from minarena.ensemble.adapters import TrainedAdapter, check_base, find_adapter, resolve
 from minarena.ensemble.parts import PART, open_parts
-from minarena.ensemble.predict import Predictor, TrainedAdapter, find_adapter, passes, predict_pairs
+from minarena.ensemble.predict import load_predictor, passes, predict_pairs, say_cut
 from minarena.ensemble.pseudo_labels import check, distilled, unlabelled, write_labels
-from minarena.fast.path import take_fast_path_
-from minarena.files.base import base_fingerprint, check_folder, ids_changed, load_base, round_activations_
 from minarena.files.durable import TMP_SUFFIX, file_record, write_whole
-from minarena.files.fingerprint import differences
 from minarena.files.lock import unlock_folder
 from minarena.files.pairs import READING, as_typed, read_pairs
 from minarena.files.repair import repaired
 from minarena.files.sources import data_files, records
 from minarena.metrics import scores
-from minarena.model import DTYPES, default_dtype
+from minarena.model import DTYPES
 from minarena.runtime.console import by_language, device_name, plain_bars, plus_minus, run_command, say
 from minarena.runtime.launch import launch
-from minarena.runtime.warn import say_encoding
-from minarena.step import make_compute
-from minarena.text import pad_id
 from minarena.tiny import HELD_OUT_ROWS, demo_pairs
 
 
@@ -119,52 +114,6 @@ def check_writable(path: str, inputs: list[str], world: World) -> None:
         raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def resolve(config: InferConfig, adapters: list[TrainedAdapter], world: World) -> torch.device:
-    """Fill in, in place, what was not typed: as the adapters were trained; returns the device."""
-    for adapter in adapters:
-        if not adapter.record:
-            unknown = f"{adapter.folder}: no train_config.json, taken as order {adapter.order}"
-            say(f"{unknown} (DIR:ba = otherwise)")
-    for name in ("model", "max_length", "truncation", "matmul"):
-        if getattr(config, name) is None:
-            setattr(config, name, recorded(adapters, name))
-    check_folder(config.model)
-    device = world.device()
-    config.dtype = config.dtype or default_dtype(device, training=False)
-    return device
-
-
-def recorded(adapters: list[TrainedAdapter], name: str):
-    """An option as the adapters were trained; all must agree, because one base serves them."""
-    values = {adapter.folder: adapter.record.get(name, UNRECORDED.get(name)) for adapter in adapters}
-    flag = "--" + name.replace("_", "-")
-    if len(set(values.values())) > 1:
-        raise ValueError(f"the adapters were trained with different {flag}: {values}: give {flag}")
-    value = next(iter(values.values()))
-    if value is None:
-        raise ValueError(f"{flag} is needed: the adapters have no train_config.json that would tell")
-    return value
-
-
-def check_base(config: InferConfig, adapters: list[TrainedAdapter], typed: bool) -> dict[str, str]:
-    """The base's fingerprint; ValueError where an adapter was trained on another base of the same name.
-
-    typed: --model was given; then a line says that the base is another.
-    """
-    now = base_fingerprint(config.model)
-    for adapter in adapters:
-        before = adapter.record.get("base")
-        changed = differences(before, now)
-        if changed:
-            words = f"{adapter.folder}: its base had other {' and '.join(changed)} than {config.model} has"
-            if not typed:
-                raise ValueError(f"{words}: type --model {config.model} if that is meant")
-            say(words)
-        if adapter.record and before is None and ids_changed(config.model):
-            say(f"{adapter.folder}: trained with other token ids, transformers' own, than tokenizer.json's")
-    return now
-
-
 def load_rows(config: InferConfig) -> pd.DataFrame:
     if config.data:
         return read_pairs(config.data, config.limit, bar=tqdm, **as_typed(vars(config)))
@@ -234,21 +183,9 @@ def predict(
     world: World,
 ) -> tuple[pd.Series, float]:
     """(P(response_a wins) by id, seconds without loading)"""
-    dtype = DTYPES[config.dtype]
-    model, tokenizer = load_base(config.model, device, dtype, config.matmul, config.max_length)
     texts = repaired(table, ranks=world.local_size)
-    if config.matmul == "int8":
-        round_activations_(model, tokenizer, texts, config.max_length, config.truncation)
-        for adapter in adapters:
-            trained = adapter.record.get("int8_columns")
-            if trained != model.int8_columns:
-                say(f"{adapter.folder}: trained with other outlier columns ({trained or 'none'})")
-    if config.fast == "on" and device.type == "cuda":
-        take_fast_path_(model, dtype)
-    compute = make_compute(config.token_budget, device, dtype, pad_id(tokenizer), training=False)
-    base = Predictor(model, tokenizer, compute, config.max_length, config.truncation, parts, world)
-    orders = {order for _, order, _ in passes(adapters, config.tta, None)}
-    say_encoding(tokenizer, texts, config.max_length, config.truncation, orders)
+    base = load_predictor(config, adapters, device, texts, parts=parts, world=world)
+    say_cut(base, texts, adapters, config.tta)
     start = time.perf_counter()
     p_a = predict_pairs(base, texts, adapters, config.tta, config.tta_fraction, config.weights)
     return p_a, time.perf_counter() - start

@@ -33,7 +33,7 @@ from minarena.dist import World, this_world
 from minarena.fast.path import take_fast_path_
 from minarena.fast.recompute import fit_layers_
 from minarena.files.adapter import load_adapter_, read_adapter
-from minarena.files.base import check_folder, load_base, round_activations_
+from minarena.files.base import check_folder, load_base
 from minarena.files.durable import file_record
 from minarena.files.pairs import READING, as_typed, read_pairs
 from minarena.files.repair import repaired
@@ -183,9 +183,7 @@ def load_pairs(config: TrainConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
 def build(config: TrainConfig, device: torch.device, pairs: pd.DataFrame):
     """(model with a fresh or given adapter, adapter settings, tokenizer, computing settings)"""
     dtype = DTYPES[config.dtype]
-    model, tokenizer = load_base(config.model, device, dtype, config.matmul, config.max_length)
-    if config.matmul == "int8":
-        round_activations_(model, tokenizer, pairs, config.max_length, config.truncation)
+    model, tokenizer = load_base(config, device, pairs)
     if config.fast == "on" and device.type == "cuda":
         take_fast_path_(model, dtype)
     compute = make_compute(config.token_budget, device, dtype, pad_id(tokenizer), training=True)

@@ -16,26 +16,20 @@ import argparse
 import sys
 from pathlib import Path
 
-from minarena.fast.path import take_fast_path_
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import pandas as pd
-import torch
 
 from benchmarks.random_base import print_result
-from infer import recorded
-from minarena.config import SEED
-from minarena.ensemble.predict import Predictor, find_adapter, predict_pairs
-from minarena.files.base import load_base
+from minarena.config import SEED, InferConfig
+from minarena.dist import SINGLE_PROCESS
+from minarena.ensemble.adapters import find_adapter, resolve
+from minarena.ensemble.predict import load_predictor, predict_pairs
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
 from minarena.metrics import scores, standard_error
-from minarena.model import DTYPES, default_dtype
 from minarena.runtime.console import run_command, say
-from minarena.step import Compute
-from minarena.text import pad_id
 from minarena.tiny import HELD_OUT_ROWS, demo_pairs
 
 CLAIM = "I am the better answer."
@@ -43,21 +37,15 @@ CLAIM = "I am the better answer."
 
 def main(argv: list[str] | None = None) -> dict:
     options = parse(argv)
+    config = InferConfig(options.adapter, model=options.model, token_budget=options.token_budget)
     adapters = [find_adapter(argument) for argument in options.adapter]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[default_dtype(device, training=False)]
+    device = resolve(config, adapters, SINGLE_PROCESS)
     if options.data:
         table = read_pairs(options.data, options.limit)
     else:
         table = demo_pairs(options.limit or HELD_OUT_ROWS, SEED, held_out=True)
     table = repaired(table)
-    name = options.model or recorded(adapters, "model")
-    model, tokenizer = load_base(name, device, dtype, recorded(adapters, "matmul"))
-    if device.type == "cuda":
-        take_fast_path_(model, dtype)
-    compute = Compute(dtype, pad_id(tokenizer), options.token_budget)
-    max_length, truncation = recorded(adapters, "max_length"), recorded(adapters, "truncation")
-    base = Predictor(model, tokenizer, compute, max_length, truncation)
+    base = load_predictor(config, adapters, device, table)
 
     def predicted(rows: pd.DataFrame) -> np.ndarray:
         return predict_pairs(base, rows, adapters, options.tta).loc[table["id"]].to_numpy()
@@ -65,7 +53,7 @@ def main(argv: list[str] | None = None) -> dict:
     before, prompt, figures = predicted(table), table["prompt"].to_numpy(), {}
     label = table["label"].fillna(0.5).to_numpy()  # a tie counts for no accuracy, an unknown winner no more
     result = {"rows": len(table), "accuracy": scores(label, before)["accuracy"]}
-    for name, suffix in suffixes(tokenizer).items():
+    for name, suffix in suffixes(base.tokenizer).items():
         for side, other in (("response_a", "response_b"), ("response_b", "response_a")):
             ends = table[other].map(suffix) if callable(suffix) else suffix
             after = predicted(table.assign(**{side: table[side] + "\n\n" + ends}))

@@ -165,10 +165,19 @@ def parse(kind: type, argv: list[str] | None = None, about: str | None = None):
         argv = [] if "ipykernel" in sys.argv[0] else sys.argv[1:]  # a notebook's own words are not ours
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, formatter_class=raw, allow_abbrev=False)
+    try:
+        return options_of(kind, argv, parser)
+    except ValueError as error:
+        print(f"{parser.prog}: {error} (see --help)", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def options_of(kind: type, argv: list[str], parser: argparse.ArgumentParser | None = None):
+    """parse for Python: what is wrong with the words is a ValueError of one line."""
+    parser = parser or argparse.ArgumentParser(allow_abbrev=False, add_help=False)
 
     def stop(message: str):
-        print(f"{parser.prog}: {message} (see --help)", file=sys.stderr)
-        raise SystemExit(2)
+        raise ValueError(message)
 
     parser.error = stop  # argparse's own prints two screens of usage before the reason
     add_options(parser, kind)

@@ -44,7 +44,7 @@ def encode(
     room = max_length - len(begin) - len(end)  # at least 6: config.py asks for 8
     settings = dict(add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
     settings |= dict(verbose=False, return_offsets_mapping=truncation == "middle")
-    rows, bar = [], tqdm(total=len(table), desc="tokenise", unit="row", leave=False, disable=None)
+    rows, bar = [], tqdm(total=len(table), desc="tokenise", unit="row", leave=False, delay=1, disable=None)
     for i in range(0, len(table), batch_rows):
         texts = [*zip(*(table[column].iloc[i : i + batch_rows] for column in TEXTS), strict=True)]
         batch = tokenizer([TEMPLATE.format(*row) for row in texts], **settings)

@@ -1,7 +1,7 @@
 """Probabilities for a table of pairs from any number of adapters over one base, joined by id.
 
-    base = Predictor(model, tokenizer, compute, max_length=2200)
-    p_a = predict_pairs(base, table, [find_adapter("runs/ab"), find_adapter("runs/ba")])
+    base = load_predictor(config, adapters, device, table)     config and adapters: see adapters.py
+    p_a = predict_pairs(base, table, adapters, tta="all")
 
 Each adapter sees a row in the order that it was trained in (two mirrored models: two passes, as in the
 recipe's notebook), or in both orders (--tta all: four passes, the other reading of the recipe's text). The
@@ -15,27 +15,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
-from minarena.config import UNRECORDED, TrainConfig, choices
+from minarena.config import UNRECORDED, InferConfig
 from minarena.data import swapped
 from minarena.dist import SINGLE_PROCESS, World
+from minarena.ensemble.adapters import TrainedAdapter
 from minarena.ensemble.parts import PART, store_part, stored_part
+from minarena.fast.path import take_fast_path_
 from minarena.files.adapter import load_adapter_
-from minarena.files.durable import read_record
-from minarena.model import PreferenceModel
+from minarena.files.base import load_base
+from minarena.lora import PROJECTIONS
+from minarena.model import DTYPES, PreferenceModel
 from minarena.runtime.console import printable, say
 from minarena.runtime.memory import predict_on_all_ranks
-from minarena.step import Compute
-from minarena.text import encode
-
-
-@dataclass
-class TrainedAdapter:
-    """An adapter's folder, the order it was trained in (ab, ba, both), its train_config.json ({} if none)."""
-
-    folder: str
-    order: str
-    record: dict
+from minarena.runtime.warn import say_encoding
+from minarena.step import Compute, make_compute
+from minarena.text import encode, pad_id
 
 
 @dataclass
@@ -49,38 +45,31 @@ class Predictor:
     truncation: str = UNRECORDED["truncation"]
     parts: Path | None = None  # folder of finished parts (parts.py); None keeps none
     world: World = SINGLE_PROCESS  # each rank predicts its share of the rows and gets all results
+    aloud: bool = True  # whether a pass over the rows has a bar and a line
+    kept: dict | None = None  # adapters that stay in memory: folder -> modules by name; None: none stays
 
 
-def find_adapter(argument: str) -> TrainedAdapter:
-    """`DIR` or `DIR:ba` -> the adapter; an order in the argument wins over the recorded one.
+def load_predictor(
+    config: InferConfig, adapters: list[TrainedAdapter], device: torch.device, rows: pd.DataFrame, **more
+) -> Predictor:
+    """The base, on the fast path where that runs. config: resolved (adapters.py). rows: some of those that
+    will be predicted, with repaired texts, by which load_base decides on int8. more: the last fields."""
+    model, tokenizer = load_base(config, device, rows)
+    for adapter in adapters:
+        trained = adapter.record.get("int8_columns")
+        if config.matmul == "int8" and trained != model.int8_columns:
+            say(f"{adapter.folder}: trained with other outlier columns ({trained or 'none'})")
+    dtype = DTYPES[config.dtype]
+    if config.fast == "on" and device.type == "cuda":
+        take_fast_path_(model, dtype)
+    compute = make_compute(config.token_budget, device, dtype, pad_id(tokenizer), training=False)
+    return Predictor(model, tokenizer, compute, config.max_length, config.truncation, **more)
 
-    Raises ValueError where there is no finished adapter, or where its record is damaged.
-    """
-    orders = choices(TrainConfig, "order")
-    folder, _, order = argument.rpartition(":")
-    if order not in orders:
-        folder, order = argument, ""
-    if not (Path(folder) / "adapter_config.json").is_file():
-        unfinished = (Path(folder) / "train_config.json").exists()
-        reason = "its training is unfinished" if unfinished else "no adapter_config.json there"
-        raise ValueError(f"--adapter {folder}: {reason}")
-    home = Path(folder).resolve()  # the record of a checkpoint stands in its run's folder
-    path = (home.parent if home.name.startswith("checkpoint-") else home) / "train_config.json"
-    record = read_record(path) if path.exists() else {}
-    order = order or record.get("order", UNRECORDED["order"])
-    if order not in orders:
-        raise ValueError(f"{path}: order {order!r}: must be ab, ba or both")
-    model, length = record.get("model", "tiny"), record.get("max_length", UNRECORDED["max_length"])
-    fits = {
-        "model": isinstance(model, str) and model,
-        "max_length": isinstance(length, int) and length >= 8,
-    }
-    for name in ("truncation", "matmul"):
-        fits[name] = record.get(name, UNRECORDED[name]) in choices(TrainConfig, name)
-    for name, right in fits.items():
-        if not right:
-            raise ValueError(f"{path}: {name} {record[name]!r}: not what train.py writes")
-    return TrainedAdapter(folder, order, record)
+
+def say_cut(base: Predictor, table: pd.DataFrame, adapters: list[TrainedAdapter], tta: str) -> None:
+    """What of the texts the model will not see, in the orders that they are shown in."""
+    orders = {order for _, order, _ in passes(adapters, tta, None)}
+    say_encoding(base.tokenizer, table, base.max_length, base.truncation, orders)
 
 
 def passes(
@@ -88,12 +77,14 @@ def passes(
 ) -> list[tuple[int, str, float]]:
     """(adapter number, order, weight) of every pass over the rows.
 
-    The passes of an adapter divide its weight equally, and all weights add up to 1.
+    The passes of an adapter divide its weight equally, and all weights add up to 1. tta: also ab or ba, the
+    one order that every adapter sees.
     """
     weights = np.array(weights or [1.0] * len(adapters)) / sum(weights or [len(adapters)])
     plan = []
     for i, adapter in enumerate(adapters):
-        orders = ["ab", "ba"] if tta == "all" or adapter.order == "both" else [adapter.order]
+        order = tta if tta in ("ab", "ba") else adapter.order
+        orders = ["ab", "ba"] if tta == "all" or order == "both" else [order]
         plan += [(i, order, weights[i] / len(orders)) for order in orders]
     return plan
 
@@ -155,16 +146,28 @@ def one_pass(
         p = base.world.all_gather(stored_part(base.parts, part, rows["id"]))[0]  # only rank 0 has a folder
         if p is None:
             if not loaded:
-                load_adapter_(base.model, adapter.folder)
+                put_on_(base, adapter.folder)
                 loaded = True
             ids = encode(base.tokenizer, rows, base.max_length, base.truncation)
-            label = f"{printable(adapter.folder)} {order}"  # of a progress bar, too
-            if len(view) > PART:
+            label = f"{printable(adapter.folder)} {order}" if base.aloud else None  # of a progress bar, too
+            if label and len(view) > PART:
                 label += f", rows from {start:,}"
             names = rows["id"].tolist()
             p = predict_on_all_ranks(base.model, ids, names, base.compute, base.world, label)
-            say(f"{label}: {len(ids):,} rows done")
+            if label:
+                say(f"{label}: {len(ids):,} rows done")
             store_part(base.parts, part, rows["id"], p)
         p_first.append(p)
     p = np.concatenate(p_first)
     return pd.Series(p if order == "ab" else 1 - p, index=pd.Index(view["id"], name="id"))
+
+
+def put_on_(base: Predictor, folder: str) -> None:
+    """Let the adapter in `folder` judge: read it, or take its modules where they are kept."""
+    if base.kept is None or folder not in base.kept:
+        load_adapter_(base.model, folder)
+    if base.kept is not None:
+        own = (*PROJECTIONS, "score")
+        modules = {name: each for name, each in base.model.named_modules() if name.rpartition(".")[2] in own}
+        for name, module in base.kept.setdefault(folder, modules).items():
+            base.model.set_submodule(name, module)

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from minarena.config import InferConfig, TrainConfig
 from minarena.files.durable import read_record
 from minarena.files.fingerprint import fingerprint
 from minarena.files.outliers import GUARD_ROWS, LARGEST_ERROR, use_int8_product_
@@ -24,7 +25,7 @@ from minarena.files.shards import TEXT_PART, Stored, match_tensors, open_shards,
 from minarena.files.tokenizer import check_vocabulary, ids_differ_from_transformers, load_tokenizer
 from minarena.int8 import use_dequantized_
 from minarena.lora import is_projection, require_projections
-from minarena.model import PreferenceModel, residual_dtype, soft_cap
+from minarena.model import DTYPES, PreferenceModel, residual_dtype, soft_cap
 from minarena.runtime.console import first_line, say
 from minarena.text import encode
 from minarena.tiny import write_tiny
@@ -226,17 +227,21 @@ def ids_changed(name: str) -> bool:
         return ids_differ_from_transformers(folder)
 
 
-def load_base(
-    name: str, device: torch.device, dtype: torch.dtype, matmul: str, max_length: int | None = None
-) -> tuple:
-    """(PreferenceModel without a head, tokenizer) of `--model name`; max_length: tokens of a row."""
-    with base_folder(name) as folder:
+def load_base(options: TrainConfig | InferConfig, device: torch.device, rows: pd.DataFrame) -> tuple:
+    """(PreferenceModel without a head, tokenizer) of --model, with the product of --matmul.
+
+    rows: of the run, on which --matmul int8 is compared before it is used.
+    """
+    dtype = DTYPES[options.dtype]
+    with base_folder(options.model) as folder:
         config, tokenizer = read_config(folder), load_tokenizer(folder)
         check_vocabulary(tokenizer, config.vocab_size)
-        if max_length:
-            check_length(config, max_length)
-        backbone = load_backbone(folder, device, dtype, matmul=matmul)
-    return PreferenceModel(backbone, nn.Identity(), residual_dtype(device, dtype)), tokenizer
+        check_length(config, options.max_length)
+        backbone = load_backbone(folder, device, dtype, matmul=options.matmul)
+    model = PreferenceModel(backbone, nn.Identity(), residual_dtype(device, dtype))
+    if options.matmul == "int8":
+        round_activations_(model, tokenizer, rows, options.max_length, options.truncation)
+    return model, tokenizer
 
 
 def check_length(config, max_length: int) -> None:

@@ -56,8 +56,9 @@ NAMES = {  # key -> its names; the first that a file has is taken
     **{name: name for name in GROUPS},
 }
 CONTEXT = ("system", "history", "dialogue", "prompt", "input")  # parts of the prompt, in this order
+NAMED = ("language", *GROUPS)  # what kind of row it is: read, and without a part in what it says
 VERDICTS = ("winner", "strength", "vote_a", "score_a")  # the first that a file has counts
-FORMS = {  # what a file of each form may have beside id, language, GROUPS and CONTEXT
+FORMS = {  # what a file of each form may have beside id, NAMED and CONTEXT
     "answers": "a b turn winner strength model_a model_b vote_a vote_b vote_tie score_a score_b",
     "chosen": "chosen rejected score_chosen score_rejected",
     "many": "many scores",
@@ -111,7 +112,7 @@ def columns_of(
         why = f"column {known['label']}: which answer a value of it means is not known"
         option = f"--columns winner={known['label']} --winner-words a=WORD b=WORD"
         raise ValueError(f"{path}: {why}: {option} says it")
-    keys = {"id", "language", *GROUPS, *CONTEXT, *FORMS[form].split()} - {key for key in VERDICTS if key != verdict}
+    keys = {"id", *NAMED, *CONTEXT, *FORMS[form].split()} - {key for key in VERDICTS if key != verdict}
     return form, {key: name for key, name in known.items() if key in keys}
 
 

@@ -17,9 +17,9 @@ from hashlib import blake2b
 import numpy as np
 import pandas as pd
 
-from minarena.data import GROUPS, TEXTS
+from minarena.data import TEXTS
 from minarena.files import cells
-from minarena.files.columns import CONTEXT, column, columns_of, missing
+from minarena.files.columns import CONTEXT, NAMED, column, columns_of, missing
 from minarena.files.verdicts import against_best, verdicts, winner_words
 
 ROW = "(row)"  # the column of a frame with the row's number in the file
@@ -94,7 +94,7 @@ def table_of(frame: pd.DataFrame, r: Reading) -> pd.DataFrame:
         table["response_a"] = [row[1] if a else row[2] for row, a in zip(rows, is_a, strict=True)]
         table["response_b"] = [row[2] if a else row[1] for row, a in zip(rows, is_a, strict=True)]
         table |= {"label": np.where(is_a, label, 1 - label), "chosen": is_a.astype(float)}
-    named = {key: r.columns[key] for key in ("language", *GROUPS) if key in r.columns}
+    named = {key: r.columns[key] for key in NAMED if key in r.columns}
     table |= {key: column(frame, name).map(named_kind) for key, name in named.items()}
     if "id" in r.columns:
         table["id"] = ids = each(frame, r, "id", identifier, "no id")
@@ -109,6 +109,19 @@ def table_of(frame: pd.DataFrame, r: Reading) -> pd.DataFrame:
         table["id"] = [digest(*row, size=10).hex() for row in rows]
     dtypes = dict.fromkeys(("id", *TEXTS, *named), "str") | {"label": float}
     return pd.DataFrame(table | {"made_id": "id" not in r.columns}, index=frame.index).astype(dtypes)
+
+
+def table_of_lists(prompts: list, a: list, b: list) -> pd.DataFrame:
+    """Texts or lists of messages, mixed as they may be -> the table, its ids the numbers of the rows."""
+    columns = {key: key for key in ("prompt", "a", "b")}
+    frame = pd.DataFrame(dict(zip(columns, (prompts, a, b), strict=True)), dtype=object)
+    kinds = frame.map(lambda cell: "text" if isinstance(cell, str) else "list")
+    parts = []
+    for kind, part in frame.assign(**{ROW: range(1, len(a) + 1)}).groupby([kinds[key] for key in columns]):
+        kind = dict(zip(columns, kind, strict=True))
+        parts.append(table_of(part, Reading("judge", "answers", columns, kind, {}, False, False)))
+    table = pd.concat(parts).sort_index()
+    return table.assign(id=table["row"].astype(str))
 
 
 def digest(*texts: str, size: int) -> bytes:

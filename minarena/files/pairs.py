@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from minarena.data import GROUPS, TEXTS
+from minarena.data import TEXTS
+from minarena.files.columns import NAMED
 from minarena.files.formats import read_frames
 from minarena.files.layouts import ROW, reading_of, table_of, told
 from minarena.files.sources import data_files
@@ -53,7 +54,7 @@ def read_pairs(
     table.attrs["integer_ids"] = bool(table["number"].all())
     if "chosen" in table:
         say("model_a is the chosen answer or the other, by a hash of the texts (infer.py --probs: p_chosen)")
-    maybe = ("chosen", "language", *GROUPS)
+    maybe = ("chosen", *NAMED)
     unknown = [name for name in maybe if name in table and table[name].isna().all()]
     unknown += [] if table["pseudo"].any() else ["pseudo"]
     return table.drop(columns=["file", "row", "made_id", "number", *unknown])

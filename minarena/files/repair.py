@@ -81,7 +81,8 @@ def repaired_column(texts: pd.Series, each) -> pd.Series:
     """each: map, or that of processes()."""
     batches = (texts.iloc[i : i + BATCH].tolist() for i in range(0, len(texts), BATCH))
     fixed = [texts.iloc[:0]]
-    with tqdm(total=len(texts), desc=f"repair {texts.name}", unit="row", leave=False, disable=None) as bar:
+    look = {"desc": f"repair {texts.name}", "unit": "row", "leave": False, "delay": 1, "disable": None}
+    with tqdm(total=len(texts), **look) as bar:
         for part in each(fix_texts, batches):
             fixed.append(pd.Series(part, dtype="str"))
             bar.update(len(part))

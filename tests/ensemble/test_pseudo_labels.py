@@ -20,7 +20,8 @@ from helpers import CPU, TEXTS, label_file, rows_of_all_lengths, write_pairs
 import infer
 import train
 from minarena.ensemble import predict
-from minarena.ensemble.predict import Predictor, find_adapter, predict_pairs
+from minarena.ensemble.adapters import find_adapter
+from minarena.ensemble.predict import Predictor, predict_pairs
 from minarena.files.base import load_backbone
 from minarena.files.pairs import read_pairs
 from minarena.model import PreferenceModel

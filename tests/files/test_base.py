@@ -359,7 +359,7 @@ def test_an_output_that_cannot_be_written_is_noticed_before_any_work(tmp_path, r
     locked = unwritable(tmp_path / "locked")
     data = ["--data", pairs_file, "--n-splits", "8"]
     monkeypatch.setattr(train, "build", None)
-    monkeypatch.setattr(infer, "load_base", None)
+    monkeypatch.setattr(infer, "load_predictor", None)
     for command, words, reason in (
         (train, [*data, "--out", f"{tmp_path}/file"], f"--out {tmp_path}/file: File exists: give another"),
         (train, [*data, "--out", f"{tmp_path}/file/run"], f"--out {tmp_path}/file/run: Not a directory"),

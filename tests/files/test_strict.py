@@ -9,6 +9,7 @@ Compared with: transformers' own random models of these families; the tensors th
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from test_bad_input import line_of
 import quantize
 import train
 from minarena.batching import collate
+from minarena.config import InferConfig
 from minarena.files.base import check_length, load_backbone, load_base
 from minarena.lora import require_projections
 from minarena.quantization.stream import open_source
@@ -241,7 +243,8 @@ def test_the_commands_check_the_length_before_the_weights(tmp_path, monkeypatch)
     rope, positions, _ = ROPE["dynamic"]
     changes = dict(rope_scaling=rope, max_position_embeddings=positions)
     base = write_base("llama", tmp_path / "base", **changes)
-    load_base(base, CPU, torch.float32, "dequant", 64)
+    fits = InferConfig(model=base, dtype="fp32", matmul="dequant", max_length=64)
+    load_base(fits, CPU, rows=None)
     monkeypatch.setattr("minarena.files.base.load_backbone", None)
     with pytest.raises(ValueError, match="--max-length 65"):
-        load_base(base, CPU, torch.float32, "dequant", 65)
+        load_base(replace(fits, max_length=65), CPU, rows=None)
