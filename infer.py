@@ -15,29 +15,34 @@ if __name__ == "__main__":  # the imports below take seconds
 
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
 from minarena.config import SEED, InferConfig, parse
-from minarena.data import output_ids
+from minarena.data import GROUPS, output_ids
 from minarena.dist import World, this_world
 from minarena.ensemble.adapters import TrainedAdapter, check_base, find_adapter, resolve
 from minarena.ensemble.parts import PART, open_parts
 from minarena.ensemble.predict import load_predictor, passes, predict_pairs, say_cut
 from minarena.ensemble.pseudo_labels import check, distilled, unlabelled, write_labels
 from minarena.files.durable import TMP_SUFFIX, file_record, write_whole
+from minarena.files.formats import lines
+from minarena.files.layouts import table_of_lists
 from minarena.files.lock import unlock_folder
 from minarena.files.pairs import READING, as_typed, read_pairs
 from minarena.files.repair import repaired
 from minarena.files.sources import data_files, records
-from minarena.metrics import scores
+from minarena.metrics import ENOUGH, scores
 from minarena.model import DTYPES
 from minarena.runtime.console import by_language, device_name, plain_bars, plus_minus, run_command, say
 from minarena.runtime.launch import launch
+from minarena.text import encode
 from minarena.tiny import HELD_OUT_ROWS, demo_pairs
 
 
@@ -46,12 +51,11 @@ def main(argv: list[str] | None = None) -> dict:
     plain_bars()
     if config.pseudo or config.distill or config.exclude or config.pseudo_threshold is not None:
         check(config)
-    out = config.pseudo or config.out
-    for path in [out, config.probs] if config.probs else [out]:
-        inputs = [file for name in (*config.data, *config.exclude) for file in data_files(name)]
-        check_writable(path, inputs, world)
-    if config.probs and Path(out).resolve() == Path(config.probs).resolve():
-        raise ValueError(f"--probs {config.probs} is the other output's file, too: give another name")
+    one, piped = config.prompt is not None, "-" in config.data
+    if not (one or piped or config.pseudo):
+        config.out = config.out or "submission.csv"
+    outputs = [path for path in (config.pseudo, config.out, config.probs) if path]
+    check_outputs(config, outputs, world)
     if config.distill:
         table, p_a = distilled(config)
         result, parts = {"runs": config.distill, "seconds": 0.0}, None
@@ -60,39 +64,76 @@ def main(argv: list[str] | None = None) -> dict:
         typed = config.model is not None
         device = resolve(config, adapters, world)
         table = unlabelled(config) if config.pseudo else load_rows(config)
-        describe(config, adapters, table, out, device)
+        if not one:
+            describe(config, adapters, table, outputs, device)
         base = check_base(config, adapters, typed)
-        parts = claim_parts(config, adapters, base, table, out, world)
-        p_a, seconds = predict(config, adapters, table, parts, device, world)
-        made = describe_passes(config, adapters)
-        result = {"adapters": config.adapter, "passes": made, "seconds": round(seconds, 2)}
+        parts = claim_parts(config, adapters, base, table, outputs, world)
+        result = {"adapters": config.adapter, "passes": describe_passes(config, adapters)}
+        p_a, found = predict(config, adapters, table, parts, device, world)
+        result |= found
     if world.rank:
         return {}  # rank 0 has the same and writes it
 
-    result = {"out": out, "probs": config.probs, "rows": len(table), **result}
+    result = {"out": config.pseudo or config.out, "probs": config.probs, "rows": len(table), **result}
     p = p_a.loc[table["id"]].to_numpy()  # by id, in input order
     if config.pseudo:
-        result["labels"] = write_labels(out, table, p_a, config.pseudo_threshold)
-    else:
+        result["labels"] = write_labels(config.pseudo, table, p_a, config.pseudo_threshold)
+    elif config.out:
         winner = ["model_a" if x > 0.5 else "model_b" for x in p]
-        write_whole(pd.DataFrame({"id": output_ids(table), "winner": winner}), out)
+        write_whole(pd.DataFrame({"id": output_ids(table), "winner": winner}), config.out)
+    probs = pd.DataFrame({"id": output_ids(table), "winner_model_a": p, "winner_model_b": 1 - p})
+    if "chosen" in table:  # nan where a file has no chosen answers
+        probs["p_chosen"] = table["chosen"] * p + (1 - table["chosen"]) * (1 - p)
     if config.probs:
-        probs = pd.DataFrame({"id": output_ids(table), "winner_model_a": p, "winner_model_b": 1 - p})
-        if "chosen" in table:  # nan where a file has no chosen answers
-            probs["p_chosen"] = table["chosen"] * p + (1 - table["chosen"]) * (1 - p)
         write_whole(probs, config.probs)
     if parts:
         shutil.rmtree(parts)
         unlock_folder(parts)
     if table["label"].notna().all():
-        result |= scores(table["label"].to_numpy(), p, table["prompt"].to_numpy())
-        for name in ("accuracy", "log_loss"):
-            if result[name] is not None:
-                say(f"{name:9} {plus_minus(result, name)}")
+        result |= judged(table, p)
     how = ", ".join(result.get("passes", ["held-out probabilities of the runs"]))
-    say(f"{len(table):,} rows, {how}; {result['seconds']:.1f} s -> {out}")
-    print(json.dumps(result))
+    if not one:
+        to = outputs[0] if outputs else "stdout"
+        say(f"{len(table):,} rows, {how}; {result['seconds']:.1f} s -> {to}")
+    if piped and not outputs:
+        print(probs.to_json(orient="records", lines=True, double_precision=15), end="")
+    else:
+        print(json.dumps(result))
     return result
+
+
+def judged(table: pd.DataFrame, p: np.ndarray) -> dict:
+    """Accuracy and log loss, of all rows and by group: said, and given for programs.
+
+    Of each column of GROUPS, groups of ENOUGH rows or more count, and their mean, in which a small group
+    counts as much as a large one: what RewardBench (Lambert et al. 2024) and RM-Bench report.
+    """
+    result, groups = scores(table["label"].to_numpy(), p, table["prompt"].to_numpy()), {}
+    for name in ("accuracy", "log_loss"):
+        if result[name] is not None:
+            say(f"{name:9} {plus_minus(result, name)}")
+    rows = table.assign(p=p)[(table["label"] != 0.5).to_numpy()]
+    for column in [name for name in GROUPS if name in table]:
+        found = {}
+        for name, part in rows.groupby(column):
+            if len(part) >= ENOUGH:
+                figures = scores(*(part[key].to_numpy() for key in ("label", "p", "prompt")))
+                found[name] = figures["accuracy"]
+                say(f"accuracy  {plus_minus(figures, 'accuracy')}  {column} {name}, {len(part):,} rows")
+        if found:
+            few, mean = rows[column].nunique() - len(found), float(np.mean([*found.values()]))
+            left = f"; {few:,} of fewer than {ENOUGH} rows are left out" if few else ""
+            say(f"accuracy  {mean:.4f}, the mean over {len(found):,} groups of {column}{left}")
+            groups[column] = {"mean": mean, "accuracy": found}
+    return result | ({"groups": groups} if groups else {})
+
+
+def check_outputs(config: InferConfig, outputs: list[str], world: World) -> None:
+    inputs = [file for name in (*config.data, *config.exclude) for file in data_files(name)]
+    for path in outputs:
+        check_writable(path, [*inputs, *config.answers], world)
+    if len({Path(path).resolve() for path in outputs}) < len(outputs):
+        raise ValueError(f"--probs {config.probs} is the other output's file, too: give another name")
 
 
 def check_writable(path: str, inputs: list[str], world: World) -> None:
@@ -115,6 +156,8 @@ def check_writable(path: str, inputs: list[str], world: World) -> None:
 
 
 def load_rows(config: InferConfig) -> pd.DataFrame:
+    if config.prompt is not None:
+        return table_of_lists([config.prompt], *([answer(path)] for path in config.answers))
     if config.data:
         return read_pairs(config.data, config.limit, bar=tqdm, **as_typed(vars(config)))
     if config.model != "tiny":
@@ -124,12 +167,24 @@ def load_rows(config: InferConfig) -> pd.DataFrame:
     return table.head(config.limit or len(table))
 
 
-def describe(config: InferConfig, adapters: list[TrainedAdapter], table, out: str, device) -> None:
+def answer(path: str) -> str:
+    """The text of a file of --answers, without the last line's end."""
+    try:
+        with open(path, "rb") as stream:
+            return "".join(lines(stream)).removesuffix("\n").removesuffix("\r")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"--answers {path}: {reason}") from error
+
+
+def describe(
+    config: InferConfig, adapters: list[TrainedAdapter], table: pd.DataFrame, outputs: list[str], device
+) -> None:
     say(
         f"rows      {len(table):,}{by_language(table)}",
         f"passes    {', '.join(describe_passes(config, adapters))}",
         f"model     {config.model}, {config.dtype} on {device_name(device)}",
-        f"output    {out}",
+        f"output    {outputs[0] if outputs else 'lines of JSON on stdout'}",
     )
 
 
@@ -149,14 +204,14 @@ def claim_parts(
     adapters: list[TrainedAdapter],
     base: dict,
     table: pd.DataFrame,
-    out: str,
+    outputs: list[str],
     world: World,
 ) -> Path | None:
-    """The folder of the parts of a long file, on the rank that writes; None for a short one.
+    """The folder of the parts of a long file, on the rank that writes; None for a short one, and for stdin.
 
     Raises ValueError where ranks differ, or where the folder holds parts of another command.
     """
-    if len(table) <= PART and world.size == 1:
+    if (len(table) <= PART or "-" in config.data) and world.size == 1:
         return None
     options = {
         name: getattr(config, name) for name in ("max_length", "truncation", "model", "matmul", "fast")
@@ -167,7 +222,7 @@ def claim_parts(
     decides |= {"columns": config.columns} if config.columns else {}
     decides |= {"reading": READING} if "chosen" in table else {}
     world.require_same_on_all_ranks(decides)
-    return open_parts(f"{out}.parts", decides) if len(table) > PART and not world.rank else None
+    return open_parts(f"{outputs[0]}.parts", decides) if len(table) > PART and not world.rank else None
 
 
 def weights_hash(adapter: TrainedAdapter) -> str:
@@ -181,14 +236,24 @@ def predict(
     parts: Path | None,
     device: torch.device,
     world: World,
-) -> tuple[pd.Series, float]:
-    """(P(response_a wins) by id, seconds without loading)"""
-    texts = repaired(table, ranks=world.local_size)
-    base = load_predictor(config, adapters, device, texts, parts=parts, world=world)
-    say_cut(base, texts, adapters, config.tta)
-    start = time.perf_counter()
-    p_a = predict_pairs(base, texts, adapters, config.tta, config.tta_fraction, config.weights)
-    return p_a, time.perf_counter() - start
+) -> tuple[pd.Series, dict]:
+    """(P(response_a wins) by id, the seconds without loading; of --prompt what is said, too)"""
+    texts, one = repaired(table, ranks=world.local_size), config.prompt is not None
+    more = {"aloud": False, "kept": {}} if one else {}
+    base = load_predictor(config, adapters, device, texts, parts=parts, world=world, **more)
+    say_cut(base, texts, adapters, "all" if one else config.tta)
+    start, how = time.perf_counter(), (config.tta_fraction, config.weights)
+    p_a = predict_pairs(base, texts, adapters, config.tta, *how)
+    found = {"seconds": round(time.perf_counter() - start, 2)}
+    if one:
+        ab, ba = (float(predict_pairs(base, texts, adapters, order, *how).iloc[0]) for order in ("ab", "ba"))
+        found |= {"p_a": float(p_a.iloc[0]), "p_a_ab": ab, "p_a_ba": ba, "disagreement": abs(ab - ba)}
+        tokens = len(encode(base.tokenizer, texts, sys.maxsize)[0])
+        found |= {"tokens": tokens, "cut": max(0, tokens - config.max_length)}
+        cut = f"{found['cut']:,} of {tokens:,} tokens are cut" if found["cut"] else "nothing is cut"
+        orders = f"{ab:.3f} where it is shown first, {ba:.3f} where second, {abs(ab - ba):.3f} apart"
+        say(f"P(the first answer is preferred) {found['p_a']:.3f}: {orders}; {cut}")
+    return p_a, found
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from importlib.util import find_spec
 from typing import Literal
 
+from minarena.data import GROUPS
+
 SEED = 0xFACED  # the recipe's
 
 
@@ -101,7 +103,9 @@ class InferConfig:
     """Options of infer.py. None = as the adapters were trained, from their train_config.json."""
 
     adapter: list[str] = option([], "adapter folders; DIR:ab or DIR:ba overrides its trained order", "what")
-    data: list[str] = option([], "files to predict; none, with the tiny base: the held-out demo pairs")
+    data: list[str] = option([], "files to predict, - = JSON lines of stdin; none, with tiny: the demo pairs")
+    prompt: str | None = option(None, "instead of --data: judge the two answers to this text")
+    answers: list[str] = option([], "with --prompt: two text files, the answers a and b")
     model: str | None = option(None, "base: folder or hub id (default: the adapters' own)")
     tta: Literal["none", "uncertain", "all"] = option("none", "all = every adapter on both orders, averaged")
     tta_fraction: float = option(0.4, "uncertain = as all, but for this share of the rows, those nearest 0.5")
@@ -111,7 +115,9 @@ class InferConfig:
         [], "KEY=NAME ..: what a column is, where its name does not tell (a=answer_1)"
     )
     winner_words: list[str] = option([], "KEY=WORD ..: what the column winner says for a, b, tie (a=1 b=2)")
-    out: str = option("submission.csv", "id, winner: a line a row, in input order (.csv, .parquet)", "files")
+    out: str | None = option(
+        None, "id, winner of each row (default: submission.csv; none with --prompt or --data -)", "files"
+    )
     probs: str | None = option(None, "file of id, winner_model_a, winner_model_b (.csv, .parquet)")
     pseudo: str | None = option(None, "instead of --out: a training file with winner = [p_a, p_b]")
     pseudo_threshold: float | None = option(None, "only labels above this confidence, made 0 or 1 (0.95)")
@@ -140,7 +146,7 @@ AT_LEAST = {"limit": 1, "n_splits": 2, "fold": 0, "max_length": 8, "batch_size":
 AT_LEAST |= {"epochs": 1, "weight_decay": 0, "max_grad_norm": 0, "lora_r": 1, "freeze_layers": 0, "seed": 0}
 AT_LEAST |= {"eval_every": 1, "save_every": 1, "labels": 1}
 KEYS = {"columns": ["prompt", "system", "a", "b", "winner", "chosen", "rejected"], "winner_words": ["a", "b"]}
-KEYS["columns"] += ["score_a", "score_b", "id", "language"]
+KEYS["columns"] += ["score_a", "score_b", "id", "language", *GROUPS]
 KEYS["winner_words"] += ["tie"]
 FRACTIONS = ("tta_fraction", "warmup_ratio", "label_smoothing", "lora_dropout", "head_dropout")
 
@@ -255,18 +261,28 @@ def contradiction(config, typed: dict) -> str:
     if isinstance(config, TrainConfig):
         return train_contradiction(config, typed)
     if isinstance(config, InferConfig):
-        if not (config.adapter or config.distill):
-            return "--adapter DIR is needed: a folder that train.py wrote"
-        if config.pseudo and "out" in typed:
-            return "--pseudo is the output: drop --out"
-        if "tta_fraction" in typed and config.tta != "uncertain":
-            return "--tta-fraction is for --tta uncertain: add that, or drop it"
-        if config.weights and len(config.weights) != len(config.adapter):
-            return f"--weights: give {len(config.adapter)} numbers, one for each --adapter"
-        if config.weights and not (min(config.weights) >= 0 and 0 < sum(config.weights) < math.inf):
-            return "--weights: none may be negative, and one at least must be above 0"
+        return infer_contradiction(config, typed)
     if isinstance(config, QuantizeConfig) and not config.out:
         return "--out DIR is needed: the folder to write"
+    return ""
+
+
+def infer_contradiction(config: InferConfig, typed: dict) -> str:
+    if not (config.adapter or config.distill):
+        return "--adapter DIR is needed: a folder that train.py wrote"
+    if config.pseudo and "out" in typed:
+        return "--pseudo is the output: drop --out"
+    if "tta_fraction" in typed and config.tta != "uncertain":
+        return "--tta-fraction is for --tta uncertain: add that, or drop it"
+    if config.weights and len(config.weights) != len(config.adapter):
+        return f"--weights: give {len(config.adapter)} numbers, one for each --adapter"
+    if config.weights and not (min(config.weights) >= 0 and 0 < sum(config.weights) < math.inf):
+        return "--weights: none may be negative, and one at least must be above 0"
+    if (len(config.answers) != 2) if "prompt" in typed else config.answers:
+        return "--prompt TEXT and --answers FILE_A FILE_B go together"
+    others = {"data", "limit", "columns", "winner_words", "pseudo", "exclude", "distill"} & typed.keys()
+    if "prompt" in typed and others:
+        return f"--prompt and --answers are the row to judge: drop --{min(others).replace('_', '-')}"
     return ""
 
 

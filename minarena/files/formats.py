@@ -14,6 +14,7 @@ import io
 import json
 import lzma
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -26,6 +27,7 @@ from pyarrow.parquet import ParquetFile
 
 from minarena.runtime.console import first_line
 
+STDIN = "(stdin)"  # is read as lines of JSON
 ROWS = 4096  # that are Python's objects at a time
 LIMIT = 2**28  # bytes of a line or cell
 BLOCK = 2**16  # characters of a .json array that are read at a time
@@ -39,12 +41,18 @@ COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 COMPRESSED[".zst"] = partial(CompressedInputStream, compression="zstd")
 
 
+def bytes_of(path: str):
+    return nullcontext(sys.stdin.buffer) if path == STDIN else open(path, "rb")
+
+
 def opened(raw, zipped: str):
     return io.BufferedReader(COMPRESSED[zipped](raw)) if zipped else nullcontext(raw)
 
 
 def endings(path: str) -> tuple[str, str]:
     """(.jsonl, .gz) of a name; "" for what it lacks."""
+    if path == STDIN:
+        return ".jsonl", ""
     *_, first, last = ["", "", *Path(str(path).lower()).suffixes]
     return (first, last) if last in COMPRESSED else (last, "")
 
@@ -56,13 +64,13 @@ def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
     if ending not in KINDS:
         known = f"known are {', '.join(KINDS)}, also with {', '.join(COMPRESSED)}"
         raise ValueError(f"{path}: unknown ending {ending!r}; {WHAT_TO_DO.get(ending, known)}")
-    if not Path(path).is_file():
+    if path != STDIN and not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
-    if not Path(path).stat().st_size:
+    if path != STDIN and not Path(path).stat().st_size:
         raise ValueError(f"{path}: empty file")
     done, batch = 0, [None]
     try:
-        with open(path, "rb") as raw, opened(raw, zipped) as stream:
+        with bytes_of(path) as raw, opened(raw, zipped) as stream:
             columns, rows = KINDS[ending](stream)
             while batch:
                 batch = []
@@ -72,7 +80,8 @@ def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
                     raise ValueError(f"row {done + len(batch) + 1}: {first_line(error)}") from error
                 done += len(batch)
                 if batch:  # as objects: pandas' own strings refuse a lone surrogate
-                    yield pd.DataFrame(batch, columns=columns, dtype=object), raw.tell()
+                    place = raw.tell() if raw.seekable() else 0  # a pipe has none
+                    yield pd.DataFrame(batch, columns=columns, dtype=object), place
     except Exception as error:  # pyarrow alone raises a dozen kinds for a damaged file
         raise ValueError(f"{path}: not readable as {ending[1:]}: {first_line(error)}") from error
 

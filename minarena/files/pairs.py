@@ -84,7 +84,8 @@ def read_file(
     head = pd.concat([rows for rows, _ in first], ignore_index=True).head(HEAD)
     reading = reading_of(head, path, columns, words, training=ties is not None)
     look = {"desc": f"read {printable(Path(path).name)}", "unit": "B", "unit_scale": True, "disable": None}
-    parts, unused, progress = [], Counter(), bar and bar(total=Path(path).stat().st_size, **look)
+    size = Path(path).stat().st_size if Path(path).is_file() else None  # of stdin nobody knows
+    parts, unused, progress = [], Counter(), bar and bar(total=size, **look)
     try:
         for frame, position in chain(first, frames):
             frame = frame.reindex(columns=head.columns).assign(

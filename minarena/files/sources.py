@@ -2,6 +2,7 @@
 
     data_files("shards/")                     its files in order; a folder that `datasets` saved, too
     data_files("hub:ORG/NAME:CONFIG:SPLIT")   fetched into the hub's cache: data, never code or pickles
+    data_files("-")                           stdin, as lines of JSON
 
 Files or folders named train, test or validation are splits, which are never joined: one is named, or the
 command ends with their list.
@@ -13,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from minarena.files.durable import file_record
-from minarena.files.formats import KINDS, endings
+from minarena.files.formats import KINDS, STDIN, endings
 from minarena.runtime.console import first_line, say
 
 SPLIT = re.compile(r"(^|[^a-z])(train|training|test|testing|valid|validation|val|dev|eval|heldout)([^a-z]|$)")
@@ -24,6 +25,8 @@ INTERNAL = re.compile(r"cache-|indices-|dataset_infos?\.json|dataset_dict\.json|
 def data_files(argument: str) -> list[str]:
     """The files of an argument of --data. Raises ValueError, with what to do, where there are none, or
     several splits."""
+    if argument == "-":
+        return [STDIN]
     if argument.startswith("hub:"):
         return hub_files(argument)
     if "://" in argument:
@@ -108,4 +111,6 @@ def of_hub_split(argument: str, files: list[str], which: list[str]) -> list[str]
 
 def records(arguments: list[str]) -> list[dict]:
     """What train_config.json keeps of the data: path (of a hub data set with its revision), bytes, sha256."""
+    if "-" in arguments:
+        raise ValueError("--data -: stdin leaves no file that could be compared later: save it as one")
     return [file_record(file) for argument in arguments for file in data_files(argument)]
