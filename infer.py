@@ -3,9 +3,11 @@
     python infer.py --adapter runs/ab runs/ba                        the demo's held-out pairs, with accuracy
     python infer.py --adapter runs/ab runs/ba --data test.parquet    submission.csv: id, winner
     python infer.py --adapter runs/ab --tta all --data more.parquet --pseudo pseudo.parquet    soft labels
+    python infer.py --adapter runs/ab --prompt Why? --answers a.txt b.txt      one pair, in both orders
+    python infer.py --adapter runs/ab --data -       lines of JSON on stdin -> a line of JSON a row on stdout
 
 Each adapter sees the rows in the order it was trained in. A long file is done in parts: after an interruption
-the same command goes on. The last line on stdout is one JSON object.
+the same command goes on. The last line on stdout is one JSON object. From Python: minarena/ensemble/judge.py.
 """
 
 if __name__ == "__main__":  # the imports below take seconds
@@ -21,13 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from minarena.config import SEED, InferConfig, parse
 from minarena.data import GROUPS, output_ids
 from minarena.dist import World, this_world
-from minarena.ensemble.adapters import TrainedAdapter, check_base, find_adapter, resolve
+from minarena.ensemble.adapters import Ensemble, TrainedAdapter, check_base, find_ensemble
 from minarena.ensemble.parts import PART, open_parts
 from minarena.ensemble.predict import load_predictor, passes, predict_pairs, say_cut
 from minarena.ensemble.pseudo_labels import check, distilled, unlabelled, write_labels
@@ -51,26 +52,22 @@ def main(argv: list[str] | None = None) -> dict:
     plain_bars()
     if config.pseudo or config.distill or config.exclude or config.pseudo_threshold is not None:
         check(config)
-    one, piped = config.prompt is not None, "-" in config.data
-    if not (one or piped or config.pseudo):
+    if config.prompt is None and "-" not in config.data and not config.pseudo:
         config.out = config.out or "submission.csv"
     outputs = [path for path in (config.pseudo, config.out, config.probs) if path]
-    check_outputs(config, outputs, world)
+    check_writable(config, outputs, world)
     if config.distill:
         table, p_a = distilled(config)
         result, parts = {"runs": config.distill, "seconds": 0.0}, None
     else:
-        adapters = [find_adapter(argument) for argument in config.adapter]
-        typed = config.model is not None
-        device = resolve(config, adapters, world)
+        found = find_ensemble(config, world)
         table = unlabelled(config) if config.pseudo else load_rows(config)
-        if not one:
-            describe(config, adapters, table, outputs, device)
-        base = check_base(config, adapters, typed)
-        parts = claim_parts(config, adapters, base, table, outputs, world)
-        result = {"adapters": config.adapter, "passes": describe_passes(config, adapters)}
-        p_a, found = predict(config, adapters, table, parts, device, world)
-        result |= found
+        if config.prompt is None:
+            describe(found, table, outputs)
+        base = check_base(found)
+        parts = claim_parts(found, base, table, outputs, world)
+        p_a, figures = predict(found, table, parts, world)
+        result = {"adapters": config.adapter, "passes": describe_passes(found)} | figures
     if world.rank:
         return {}  # rank 0 has the same and writes it
 
@@ -92,10 +89,9 @@ def main(argv: list[str] | None = None) -> dict:
     if table["label"].notna().all():
         result |= judged(table, p)
     how = ", ".join(result.get("passes", ["held-out probabilities of the runs"]))
-    if not one:
-        to = outputs[0] if outputs else "stdout"
-        say(f"{len(table):,} rows, {how}; {result['seconds']:.1f} s -> {to}")
-    if piped and not outputs:
+    if config.prompt is None:
+        say(f"{len(table):,} rows, {how}; {result['seconds']:.1f} s -> {(outputs or ['stdout'])[0]}")
+    if "-" in config.data and not outputs:
         print(probs.to_json(orient="records", lines=True, double_precision=15), end="")
     else:
         print(json.dumps(result))
@@ -121,38 +117,33 @@ def judged(table: pd.DataFrame, p: np.ndarray) -> dict:
                 found[name] = figures["accuracy"]
                 say(f"accuracy  {plus_minus(figures, 'accuracy')}  {column} {name}, {len(part):,} rows")
         if found:
-            few, mean = rows[column].nunique() - len(found), float(np.mean([*found.values()]))
-            left = f"; {few:,} of fewer than {ENOUGH} rows are left out" if few else ""
-            say(f"accuracy  {mean:.4f}, the mean over {len(found):,} groups of {column}{left}")
-            groups[column] = {"mean": mean, "accuracy": found}
+            groups[column] = {"mean": float(np.mean([*found.values()])), "accuracy": found}
+            which = f"{len(found)} of {rows[column].nunique()} groups of {column}, of {ENOUGH} rows or more"
+            say(f"accuracy  {groups[column]['mean']:.4f}           the mean over {which}")
     return result | ({"groups": groups} if groups else {})
 
 
-def check_outputs(config: InferConfig, outputs: list[str], world: World) -> None:
+def check_writable(config: InferConfig, outputs: list[str], world: World) -> None:
+    """Before anything slow: each output's ending must be known, and the file one that is not read and can be
+    written."""
     inputs = [file for name in (*config.data, *config.exclude) for file in data_files(name)]
     for path in outputs:
-        check_writable(path, [*inputs, *config.answers], world)
+        if Path(path).suffix not in (".csv", ".parquet"):
+            raise ValueError(f"{path}: must end in .csv or .parquet")
+        if Path(path).is_dir():
+            raise ValueError(f"{path}: a folder has that name: give another")
+        if Path(path).resolve() in [Path(name).resolve() for name in (*inputs, *config.answers)]:
+            raise ValueError(f"{path}: is read, and would be replaced: give another name")
+        if world.rank:
+            continue
+        tmp = Path(f"{path}.{TMP_SUFFIX}")  # the name under which write_whole begins
+        try:
+            tmp.touch()
+            tmp.unlink()
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
     if len({Path(path).resolve() for path in outputs}) < len(outputs):
         raise ValueError(f"--probs {config.probs} is the other output's file, too: give another name")
-
-
-def check_writable(path: str, inputs: list[str], world: World) -> None:
-    """Before anything slow: the ending must be known, and the file one that is not read and can be
-    written."""
-    if Path(path).suffix not in (".csv", ".parquet"):
-        raise ValueError(f"{path}: must end in .csv or .parquet")
-    if Path(path).is_dir():
-        raise ValueError(f"{path}: a folder has that name: give another")
-    if Path(path).resolve() in [Path(name).resolve() for name in inputs]:
-        raise ValueError(f"{path}: is read, and would be replaced: give another name")
-    if world.rank:
-        return
-    tmp = Path(f"{path}.{TMP_SUFFIX}")  # the name under which write_whole begins
-    try:
-        tmp.touch()
-        tmp.unlink()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def load_rows(config: InferConfig) -> pd.DataFrame:
@@ -177,47 +168,38 @@ def answer(path: str) -> str:
         raise ValueError(f"--answers {path}: {reason}") from error
 
 
-def describe(
-    config: InferConfig, adapters: list[TrainedAdapter], table: pd.DataFrame, outputs: list[str], device
-) -> None:
+def describe(found: Ensemble, table: pd.DataFrame, outputs: list[str]) -> None:
     say(
         f"rows      {len(table):,}{by_language(table)}",
-        f"passes    {', '.join(describe_passes(config, adapters))}",
-        f"model     {config.model}, {config.dtype} on {device_name(device)}",
+        f"passes    {', '.join(describe_passes(found))}",
+        f"model     {found.config.model}, {found.config.dtype} on {device_name(found.device)}",
         f"output    {outputs[0] if outputs else 'lines of JSON on stdout'}",
     )
 
 
-def describe_passes(config: InferConfig, adapters: list[TrainedAdapter]) -> list[str]:
+def describe_passes(found: Ensemble) -> list[str]:
     """Every pass over the rows, in words: `runs/ab ab`, `runs/ab ba (40% of the rows)`."""
-    uncertain = config.tta == "uncertain"
+    config, adapters, words = found.config, found.adapters, []
     on_all_rows = {(i, order) for i, order, _ in passes(adapters, config.tta, None)}
-    words = []
-    for i, order, _ in passes(adapters, "all" if uncertain else config.tta, None):
+    for i, order, _ in passes(adapters, "all" if config.tta == "uncertain" else config.tta, None):
         some = "" if (i, order) in on_all_rows else f" ({config.tta_fraction:.0%} of the rows)"
         words.append(f"{adapters[i].folder} {order}{some}")
     return words
 
 
 def claim_parts(
-    config: InferConfig,
-    adapters: list[TrainedAdapter],
-    base: dict,
-    table: pd.DataFrame,
-    outputs: list[str],
-    world: World,
+    found: Ensemble, base: dict, table: pd.DataFrame, outputs: list[str], world: World
 ) -> Path | None:
     """The folder of the parts of a long file, on the rank that writes; None for a short one, and for stdin.
 
     Raises ValueError where ranks differ, or where the folder holds parts of another command.
     """
+    config, decide = found.config, ("max_length", "truncation", "model", "matmul", "fast")
     if (len(table) <= PART or "-" in config.data) and world.size == 1:
         return None
-    options = {
-        name: getattr(config, name) for name in ("max_length", "truncation", "model", "matmul", "fast")
-    }
-    decides = options | {"dtype": str(DTYPES[config.dtype]), "base": base}
-    decides["adapter"] = [[adapter.order, weights_hash(adapter)] for adapter in adapters]
+    decides = {name: getattr(config, name) for name in decide}
+    decides |= {"dtype": str(DTYPES[config.dtype]), "base": base}
+    decides["adapter"] = [[adapter.order, weights_hash(adapter)] for adapter in found.adapters]
     decides["data"] = [record["sha256"] for record in records(config.data)]
     decides |= {"columns": config.columns} if config.columns else {}
     decides |= {"reading": READING} if "chosen" in table else {}
@@ -229,31 +211,25 @@ def weights_hash(adapter: TrainedAdapter) -> str:
     return file_record(f"{adapter.folder}/adapter_model.safetensors")["sha256"]
 
 
-def predict(
-    config: InferConfig,
-    adapters: list[TrainedAdapter],
-    table: pd.DataFrame,
-    parts: Path | None,
-    device: torch.device,
-    world: World,
-) -> tuple[pd.Series, dict]:
+def predict(found: Ensemble, table: pd.DataFrame, parts: Path | None, world: World) -> tuple[pd.Series, dict]:
     """(P(response_a wins) by id, the seconds without loading; of --prompt what is said, too)"""
-    texts, one = repaired(table, ranks=world.local_size), config.prompt is not None
-    more = {"aloud": False, "kept": {}} if one else {}
-    base = load_predictor(config, adapters, device, texts, parts=parts, world=world, **more)
+    config, adapters, texts = found.config, found.adapters, repaired(table, ranks=world.local_size)
+    one = config.prompt is not None
+    base = load_predictor(found, texts, parts=parts, world=world, aloud=not one, kept={} if one else None)
     say_cut(base, texts, adapters, "all" if one else config.tta)
     start, how = time.perf_counter(), (config.tta_fraction, config.weights)
     p_a = predict_pairs(base, texts, adapters, config.tta, *how)
-    found = {"seconds": round(time.perf_counter() - start, 2)}
+    figures = {"seconds": round(time.perf_counter() - start, 2)}
     if one:
         ab, ba = (float(predict_pairs(base, texts, adapters, order, *how).iloc[0]) for order in ("ab", "ba"))
-        found |= {"p_a": float(p_a.iloc[0]), "p_a_ab": ab, "p_a_ba": ba, "disagreement": abs(ab - ba)}
         tokens = len(encode(base.tokenizer, texts, sys.maxsize)[0])
-        found |= {"tokens": tokens, "cut": max(0, tokens - config.max_length)}
-        cut = f"{found['cut']:,} of {tokens:,} tokens are cut" if found["cut"] else "nothing is cut"
+        cut = max(0, tokens - config.max_length)
+        figures |= {"p_a": float(p_a.iloc[0]), "p_a_ab": ab, "p_a_ba": ba, "disagreement": abs(ab - ba)}
+        figures |= {"tokens": tokens, "cut": cut}
         orders = f"{ab:.3f} where it is shown first, {ba:.3f} where second, {abs(ab - ba):.3f} apart"
-        say(f"P(the first answer is preferred) {found['p_a']:.3f}: {orders}; {cut}")
-    return p_a, found
+        lost = f"{cut:,} of {tokens:,} tokens are cut" if cut else "nothing is cut"
+        say(f"P(the first answer is preferred) {figures['p_a']:.3f}: {orders}; {lost}")
+    return p_a, figures
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import pandas as pd
 from benchmarks.random_base import print_result
 from minarena.config import SEED, InferConfig
 from minarena.dist import SINGLE_PROCESS
-from minarena.ensemble.adapters import find_adapter, resolve
+from minarena.ensemble.adapters import find_ensemble
 from minarena.ensemble.predict import load_predictor, predict_pairs
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
@@ -38,17 +38,16 @@ CLAIM = "I am the better answer."
 def main(argv: list[str] | None = None) -> dict:
     options = parse(argv)
     config = InferConfig(options.adapter, model=options.model, token_budget=options.token_budget)
-    adapters = [find_adapter(argument) for argument in options.adapter]
-    device = resolve(config, adapters, SINGLE_PROCESS)
+    ensemble = find_ensemble(config, SINGLE_PROCESS)
     if options.data:
         table = read_pairs(options.data, options.limit)
     else:
         table = demo_pairs(options.limit or HELD_OUT_ROWS, SEED, held_out=True)
     table = repaired(table)
-    base = load_predictor(config, adapters, device, table)
+    base = load_predictor(ensemble, table)
 
     def predicted(rows: pd.DataFrame) -> np.ndarray:
-        return predict_pairs(base, rows, adapters, options.tta).loc[table["id"]].to_numpy()
+        return predict_pairs(base, rows, ensemble.adapters, options.tta).loc[table["id"]].to_numpy()
 
     before, prompt, figures = predicted(table), table["prompt"].to_numpy(), {}
     label = table["label"].fillna(0.5).to_numpy()  # a tie counts for no accuracy, an unknown winner no more

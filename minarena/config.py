@@ -46,9 +46,7 @@ class TrainConfig:
     ties: Literal["drop", "half"] = option("drop", "rows of ties: left out, or labelled one half")
     pseudo_weight: float = option(1.0, "weight in the loss of rows labelled with a pair of probabilities")
     limit: int | None = option(None, "use the first N rows only")
-    columns: list[str] = option(
-        [], "KEY=NAME ..: what a column is, where its name does not tell (a=answer_1)"
-    )
+    columns: list[str] = option([], "KEY=NAME ..: what a column is, if its name does not tell (a=answer_1)")
     winner_words: list[str] = option([], "KEY=WORD ..: what the column winner says for a, b, tie (a=1 b=2)")
     split_by: Literal["row", "prompt"] = option("row", "prompt: rows of a prompt are held out together")
     n_splits: int = option(1000, "held out: rows whose index modulo N equals --fold (48,439 rows: 49)")
@@ -111,13 +109,9 @@ class InferConfig:
     tta_fraction: float = option(0.4, "uncertain = as all, but for this share of the rows, those nearest 0.5")
     weights: list[float] = option([], "one weight an adapter (default: equal)")
     limit: int | None = option(None, "the first N rows only")
-    columns: list[str] = option(
-        [], "KEY=NAME ..: what a column is, where its name does not tell (a=answer_1)"
-    )
+    columns: list[str] = option([], "KEY=NAME ..: what a column is, if its name does not tell (a=answer_1)")
     winner_words: list[str] = option([], "KEY=WORD ..: what the column winner says for a, b, tie (a=1 b=2)")
-    out: str | None = option(
-        None, "id, winner of each row (default: submission.csv; none with --prompt or --data -)", "files"
-    )
+    out: str | None = option(None, "id, winner of each row of --data FILE (default: submission.csv)", "files")
     probs: str | None = option(None, "file of id, winner_model_a, winner_model_b (.csv, .parquet)")
     pseudo: str | None = option(None, "instead of --out: a training file with winner = [p_a, p_b]")
     pseudo_threshold: float | None = option(None, "only labels above this confidence, made 0 or 1 (0.95)")
@@ -145,11 +139,9 @@ class QuantizeConfig:
 AT_LEAST = {"limit": 1, "n_splits": 2, "fold": 0, "max_length": 8, "batch_size": 1, "token_budget": 1}
 AT_LEAST |= {"epochs": 1, "weight_decay": 0, "max_grad_norm": 0, "lora_r": 1, "freeze_layers": 0, "seed": 0}
 AT_LEAST |= {"eval_every": 1, "save_every": 1, "labels": 1}
-KEYS = {"columns": ["prompt", "system", "a", "b", "winner", "chosen", "rejected"], "winner_words": ["a", "b"]}
-KEYS["columns"] += ["score_a", "score_b", "id", "language", *GROUPS]
-KEYS["winner_words"] += ["tie"]
+KEYS = {"columns": ["prompt", "system", "a", "b", "winner"], "winner_words": ["a", "b", "tie"]}
+KEYS["columns"] += ["chosen", "rejected", "score_a", "score_b", "id", "language", *GROUPS]
 FRACTIONS = ("tta_fraction", "warmup_ratio", "label_smoothing", "lora_dropout", "head_dropout")
-
 
 # The order a run was trained in -> which of its figures judge it: ab, ba, or the mean of both
 JUDGED_BY = {"ab": "ab", "ba": "ba", "both": "mean"}
@@ -179,7 +171,7 @@ def parse(kind: type, argv: list[str] | None = None, about: str | None = None):
 
 
 def options_of(kind: type, argv: list[str], parser: argparse.ArgumentParser | None = None):
-    """parse for Python: what is wrong with the words is a ValueError of one line."""
+    """The same for Python: a mistake is a ValueError of one line."""
     parser = parser or argparse.ArgumentParser(allow_abbrev=False, add_help=False)
 
     def stop(message: str):
@@ -278,7 +270,7 @@ def infer_contradiction(config: InferConfig, typed: dict) -> str:
         return f"--weights: give {len(config.adapter)} numbers, one for each --adapter"
     if config.weights and not (min(config.weights) >= 0 and 0 < sum(config.weights) < math.inf):
         return "--weights: none may be negative, and one at least must be above 0"
-    if (len(config.answers) != 2) if "prompt" in typed else config.answers:
+    if len(config.answers) != (2 if "prompt" in typed else 0):
         return "--prompt TEXT and --answers FILE_A FILE_B go together"
     others = {"data", "limit", "columns", "winner_words", "pseudo", "exclude", "distill"} & typed.keys()
     if "prompt" in typed and others:

@@ -1,11 +1,10 @@
 """Trained adapters: found in their folders, and the options and the base that all of them agree on.
 
-    adapters = [find_adapter("runs/ab"), find_adapter("runs/x:ba")]
-    device = resolve(config, adapters, world)       config.model, max_length ..: as the adapters were trained
-    base = check_base(config, adapters, typed)      its fingerprint; another base of the same name is refused
+    found = find_ensemble(config, world)     of config.adapter: DIR, or DIR:ba; config's None: as in training
+    base = check_base(found)                 its fingerprint; another base of the same name is refused
 
 One base serves all, so what was not typed must be the same in all their records. What it does not do: load
-weights (judge.py).
+weights (predict.py).
 """
 
 from dataclasses import dataclass
@@ -31,6 +30,32 @@ class TrainedAdapter:
     record: dict
 
 
+@dataclass
+class Ensemble:
+    """Adapters over one base. config: all its options have values. typed: whether --model was typed."""
+
+    adapters: list[TrainedAdapter]
+    config: InferConfig
+    device: torch.device
+    typed: bool
+
+
+def find_ensemble(config: InferConfig, world: World) -> Ensemble:
+    """Fills in, in place, what was not typed: as the adapters were trained."""
+    adapters, typed = [find_adapter(argument) for argument in config.adapter], config.model is not None
+    for adapter in adapters:
+        if not adapter.record:
+            order = f"taken as order {adapter.order} (DIR:ba = otherwise)"
+            say(f"{adapter.folder}: no train_config.json, {order}")
+    for name in ("model", "max_length", "truncation", "matmul"):
+        if getattr(config, name) is None:
+            setattr(config, name, recorded(adapters, name))
+    check_folder(config.model)
+    device = world.device()
+    config.dtype = config.dtype or default_dtype(device, training=False)
+    return Ensemble(adapters, config, device, typed)
+
+
 def find_adapter(argument: str) -> TrainedAdapter:
     """`DIR` or `DIR:ba` -> the adapter; an order in the argument wins over the recorded one.
 
@@ -51,31 +76,13 @@ def find_adapter(argument: str) -> TrainedAdapter:
     if order not in orders:
         raise ValueError(f"{path}: order {order!r}: must be ab, ba or both")
     model, length = record.get("model", "tiny"), record.get("max_length", UNRECORDED["max_length"])
-    fits = {
-        "model": isinstance(model, str) and model,
-        "max_length": isinstance(length, int) and length >= 8,
-    }
+    fits = {"model": isinstance(model, str) and model, "max_length": isinstance(length, int) and length >= 8}
     for name in ("truncation", "matmul"):
         fits[name] = record.get(name, UNRECORDED[name]) in choices(TrainConfig, name)
     for name, right in fits.items():
         if not right:
             raise ValueError(f"{path}: {name} {record[name]!r}: not what train.py writes")
     return TrainedAdapter(folder, order, record)
-
-
-def resolve(config: InferConfig, adapters: list[TrainedAdapter], world: World) -> torch.device:
-    """Fill in, in place, what was not typed: as the adapters were trained; returns the device."""
-    for adapter in adapters:
-        if not adapter.record:
-            unknown = f"{adapter.folder}: no train_config.json, taken as order {adapter.order}"
-            say(f"{unknown} (DIR:ba = otherwise)")
-    for name in ("model", "max_length", "truncation", "matmul"):
-        if getattr(config, name) is None:
-            setattr(config, name, recorded(adapters, name))
-    check_folder(config.model)
-    device = world.device()
-    config.dtype = config.dtype or default_dtype(device, training=False)
-    return device
 
 
 def recorded(adapters: list[TrainedAdapter], name: str):
@@ -90,20 +97,18 @@ def recorded(adapters: list[TrainedAdapter], name: str):
     return value
 
 
-def check_base(config: InferConfig, adapters: list[TrainedAdapter], typed: bool) -> dict[str, str]:
-    """The base's fingerprint; ValueError where an adapter was trained on another base of the same name.
-
-    typed: --model was given; then a line says that the base is another.
-    """
-    now = base_fingerprint(config.model)
-    for adapter in adapters:
+def check_base(found: Ensemble) -> dict[str, str]:
+    """The base's fingerprint; ValueError where an adapter was trained on another base of the same name, or
+    where --model was typed a line that says so."""
+    now, model = base_fingerprint(found.config.model), found.config.model
+    for adapter in found.adapters:
         before = adapter.record.get("base")
         changed = differences(before, now)
         if changed:
-            words = f"{adapter.folder}: its base had other {' and '.join(changed)} than {config.model} has"
-            if not typed:
-                raise ValueError(f"{words}: type --model {config.model} if that is meant")
+            words = f"{adapter.folder}: its base had other {' and '.join(changed)} than {model} has"
+            if not found.typed:
+                raise ValueError(f"{words}: type --model {model} if that is meant")
             say(words)
-        if adapter.record and before is None and ids_changed(config.model):
+        if adapter.record and before is None and ids_changed(model):
             say(f"{adapter.folder}: trained with other token ids, transformers' own, than tokenizer.json's")
     return now

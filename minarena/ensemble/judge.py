@@ -15,7 +15,7 @@ import numpy as np
 
 from minarena.config import SEED, InferConfig, options_of
 from minarena.dist import SINGLE_PROCESS
-from minarena.ensemble.adapters import TrainedAdapter, check_base, find_adapter, resolve
+from minarena.ensemble.adapters import Ensemble, check_base, find_ensemble
 from minarena.ensemble.predict import Predictor, load_predictor, predict_pairs, say_cut
 from minarena.files.layouts import table_of_lists
 from minarena.files.outliers import GUARD_ROWS
@@ -30,22 +30,21 @@ LONG = 100  # rows: fewer are judged without a bar
 
 @dataclass
 class Judge:
-    """Adapters over one base. config: with the options that load_judge was given."""
+    """A loaded base, and the adapters over it with their options."""
 
     base: Predictor
-    adapters: list[TrainedAdapter]
-    config: InferConfig
+    ensemble: Ensemble
 
     def __call__(self, prompt, a, b) -> float | np.ndarray:
         """P(a is preferred): a float, or (rows,) of three lists of texts or of lists of messages."""
         given = (prompt, a, b)
         if all(map(is_one, given)):
-            return float(self.judged([prompt], [a], [b], self.config.tta)[0])
+            return float(self.judged([prompt], [a], [b])[0])
         sizes = [f"a list of {len(value)}" if is_list(value) else "no list" for value in given]
         if "no list" in sizes or len(set(sizes)) > 1:
             found = ", ".join(sizes)
             raise ValueError(f"prompt, a, b: must be three texts or messages, or three equal lists: {found}")
-        return self.judged(*map(list, given), self.config.tta)
+        return self.judged(*map(list, given))
 
     def best(self, prompt, answers) -> list[tuple]:
         """(answer, its mean P(it wins) against each other one), the best first. Every pair is shown in both
@@ -60,16 +59,17 @@ class Judge:
         mean = wins.sum(axis=1) / (n - 1)
         return [(answers[k], float(mean[k])) for k in np.argsort(-mean, kind="stable")]
 
-    def judged(self, prompts: list, a: list, b: list, tta: str) -> np.ndarray:
-        """(rows,). tta: also ab or ba, the one order that all adapters see."""
+    def judged(self, prompts: list, a: list, b: list, tta: str = "") -> np.ndarray:
+        """(rows,). tta: instead of the judge's own."""
+        adapters, config = self.ensemble.adapters, self.ensemble.config
         if not a:
             return np.zeros(0)
         # workers: other processes would begin with the script that calls this, once more
         table = repaired(table_of_lists(prompts, a, b), workers=1)
         self.base.aloud = len(table) >= LONG
-        say_cut(self.base, table, self.adapters, tta)
-        how = (self.adapters, tta, self.config.tta_fraction, self.config.weights)
-        return predict_pairs(self.base, table, *how).loc[table["id"]].to_numpy()
+        say_cut(self.base, table, adapters, tta or config.tta)
+        how = (tta or config.tta, config.tta_fraction, config.weights)
+        return predict_pairs(self.base, table, adapters, *how).loc[table["id"]].to_numpy()
 
 
 def is_one(value) -> bool:
@@ -90,9 +90,6 @@ def load_judge(*adapters: str, **options) -> Judge:
             raise ValueError(f"load_judge: no option {name}; there are {', '.join(OPTIONS)}")
         words += [] if value is None else ["--" + name.replace("_", "-"), *map(str, np.atleast_1d(value))]
     plain_bars()
-    config = options_of(InferConfig, words)
-    typed, found = config.model is not None, [find_adapter(argument) for argument in config.adapter]
-    device = resolve(config, found, SINGLE_PROCESS)
-    check_base(config, found, typed)
-    base = load_predictor(config, found, device, demo_pairs(GUARD_ROWS, SEED), aloud=False, kept={})
-    return Judge(base, found, config)
+    found = find_ensemble(options_of(InferConfig, words), SINGLE_PROCESS)
+    check_base(found)
+    return Judge(load_predictor(found, demo_pairs(GUARD_ROWS, SEED), kept={}), found)

@@ -1,7 +1,7 @@
 """Probabilities for a table of pairs from any number of adapters over one base, joined by id.
 
-    base = load_predictor(config, adapters, device, table)     config and adapters: see adapters.py
-    p_a = predict_pairs(base, table, adapters, tta="all")
+    base = load_predictor(found, table)                        found: adapters.find_ensemble(config, world)
+    p_a = predict_pairs(base, table, found.adapters, tta="all")
 
 Each adapter sees a row in the order that it was trained in (two mirrored models: two passes, as in the
 recipe's notebook), or in both orders (--tta all: four passes, the other reading of the recipe's text). The
@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
-from minarena.config import UNRECORDED, InferConfig
+from minarena.config import UNRECORDED
 from minarena.data import swapped
 from minarena.dist import SINGLE_PROCESS, World
-from minarena.ensemble.adapters import TrainedAdapter
+from minarena.ensemble.adapters import Ensemble, TrainedAdapter
 from minarena.ensemble.parts import PART, store_part, stored_part
 from minarena.fast.path import take_fast_path_
 from minarena.files.adapter import load_adapter_
@@ -49,13 +48,12 @@ class Predictor:
     kept: dict | None = None  # adapters that stay in memory: folder -> modules by name; None: none stays
 
 
-def load_predictor(
-    config: InferConfig, adapters: list[TrainedAdapter], device: torch.device, rows: pd.DataFrame, **more
-) -> Predictor:
-    """The base, on the fast path where that runs. config: resolved (adapters.py). rows: some of those that
-    will be predicted, with repaired texts, by which load_base decides on int8. more: the last fields."""
+def load_predictor(found: Ensemble, rows: pd.DataFrame, **more) -> Predictor:
+    """The base, on the fast path where that runs. rows: with repaired texts, by which load_base decides on
+    int8. more: the last fields."""
+    config, device = found.config, found.device
     model, tokenizer = load_base(config, device, rows)
-    for adapter in adapters:
+    for adapter in found.adapters:
         trained = adapter.record.get("int8_columns")
         if config.matmul == "int8" and trained != model.int8_columns:
             say(f"{adapter.folder}: trained with other outlier columns ({trained or 'none'})")

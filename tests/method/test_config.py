@@ -65,6 +65,8 @@ A = "--adapter runs/ab "
 INFER = {
     "adapter": (["runs/ab"], "--adapter x y:ba", ["x", "y:ba"]),
     "data": ([], A + "--data a.csv b.csv", ["a.csv", "b.csv"]),
+    "prompt": (None, A + "--prompt Why? --answers a.txt b.txt", "Why?"),
+    "answers": ([], A + "--prompt Why? --answers a.txt b.txt", ["a.txt", "b.txt"]),
     "model": (None, A + "--model base", "base"),
     "tta": ("none", A + "--tta all", "all"),
     "tta_fraction": (0.4, A + "--tta uncertain --tta-fraction 0.3", 0.3),
@@ -72,7 +74,7 @@ INFER = {
     "limit": (None, A + "--limit 7", 7),
     "columns": ([], A + "--columns a=x b=y", ["a=x", "b=y"]),
     "winner_words": ([], A + "--winner-words a=1 b=2", ["a=1", "b=2"]),
-    "out": ("submission.csv", A + "--out s.parquet", "s.parquet"),
+    "out": (None, A + "--out s.parquet", "s.parquet"),
     "probs": (None, A + "--probs p.csv", "p.csv"),
     "pseudo": (None, A + "--pseudo p.parquet", "p.parquet"),
     "pseudo_threshold": (None, A + "--pseudo-threshold 0.95", 0.95),
