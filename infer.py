@@ -7,7 +7,8 @@
     python infer.py --adapter runs/ab --data -       lines of JSON on stdin -> a line of JSON a row on stdout
 
 Each adapter sees the rows in the order it was trained in. A long file is done in parts: after an interruption
-the same command goes on. The last line on stdout is one JSON object. From Python: minarena/ensemble/judge.py.
+the same command goes on. The last line on stdout is one JSON object (on a terminal with
+--json only). From Python: minarena/ensemble/judge.py.
 """
 
 if __name__ == "__main__":  # the imports below take seconds
@@ -15,7 +16,6 @@ if __name__ == "__main__":  # the imports below take seconds
 
     one_line_on_ctrl_c("infer.py")
 
-import json
 import shutil
 import sys
 import time
@@ -41,7 +41,15 @@ from minarena.files.repair import repaired
 from minarena.files.sources import data_files, records
 from minarena.metrics import ENOUGH, scores
 from minarena.model import DTYPES
-from minarena.runtime.console import by_language, device_name, plain_bars, plus_minus, run_command, say
+from minarena.runtime.console import (
+    by_language,
+    device_name,
+    plain_bars,
+    plus_minus,
+    print_json,
+    run_command,
+    say,
+)
 from minarena.runtime.launch import launch
 from minarena.text import encode
 from minarena.tiny import HELD_OUT_ROWS, demo_pairs
@@ -93,9 +101,8 @@ def main(argv: list[str] | None = None) -> dict:
         say(f"{len(table):,} rows, {how}; {result['seconds']:.1f} s -> {(outputs or ['stdout'])[0]}")
     if "-" in config.data and not outputs:
         print(probs.to_json(orient="records", lines=True, double_precision=15), end="")
-    else:
-        print(json.dumps(result))
-    return result
+        return result
+    return print_json(result, config.json)
 
 
 def judged(table: pd.DataFrame, p: np.ndarray) -> dict:

@@ -2,11 +2,14 @@
 
     python quantize.py --model google/gemma-2-9b-it --out gemma-2-9b-it-8bit
     python quantize.py --model google/gemma-2-9b-it --adapter lmsys-adapter --labels 2 --out gemma-lmsys-8bit
+    python quantize.py --model google/gemma-2-9b-it --adapter runs/linear --float --out judge    one to serve
 
 The base is streamed: a 9B needs less than 4 GB of memory, GPU or none. The folder is an ordinary one:
 transformers' AutoModelForSequenceClassification.from_pretrained loads it unchanged, and train.py and infer.py
-take it. quantization.json in it says what quantization did to each matrix and, for a model that fits in
-memory, to the last hidden state. The last line on stdout is one JSON object; the rest goes to stderr.
+take it. Of a run of train.py --head linear it is a judge: it takes the template's text and tells which answer
+is preferred; its README.md says how. quantization.json in it says what quantization did to each matrix and,
+for a model that fits in memory, to the last hidden state. The last line on stdout is one JSON object; the
+rest goes to stderr (on a terminal that line comes with --json only).
 """
 
 if __name__ == "__main__":  # the imports below take seconds
@@ -33,6 +36,7 @@ from minarena.files.tokenizer import load_tokenizer
 from minarena.int8 import Int8Linear
 from minarena.lora import PROJECTIONS, is_projection, layer_number
 from minarena.model import PreferenceModel
+from minarena.quantization.classifier import read_judge, write_judge
 from minarena.quantization.stream import (
     Source,
     bytes_to_write,
@@ -41,7 +45,7 @@ from minarena.quantization.stream import (
     new_folder,
     open_source,
 )
-from minarena.runtime.console import device_name, plain_bars, run_command, say
+from minarena.runtime.console import device_name, plain_bars, print_json, run_command, say
 from minarena.runtime.launch import launch
 from minarena.text import encode, pad_id
 from minarena.tiny import demo_pairs
@@ -58,14 +62,16 @@ def main(argv: list[str] | None = None) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
     with base_folder(config.model) as name:
-        source = open_source(name, config.adapter, config.labels)
+        source = open_source(name, config.adapter, config.labels, config.float)
         if source.is_8bit() and not config.adapter and source.head == "base":
             raise ValueError(f"--model {config.model} is quantized already: nothing to do without --adapter")
+        judge = read_judge(config, source)
         announce(source, config, device)
         with new_folder(config.out, bytes_to_write(source)) as folder:
             errors = convert(source, folder, config.seed, device)
             seconds = time.perf_counter() - start
-            hidden = hidden_change(folder, source, device) if fits(source, device) else None
+            compared = not config.float and fits(source, device)
+            hidden = hidden_change(folder, source, device) if compared else None
             record = {"model": config.model, "adapter": config.adapter, "labels": config.labels}
             record |= {
                 "head": source.head,
@@ -74,16 +80,19 @@ def main(argv: list[str] | None = None) -> dict:
             }
             record |= {"projections": summary(errors), "last_hidden_state": hidden, "matrices": errors}
             record |= {"versions": {name: version(name) for name in RECORDED}, "commit": commit()}
+            if judge:
+                write_judge(folder, judge, name)
             (folder / "quantization.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     size = sum(file.stat().st_size for file in Path(config.out).iterdir())
-    table(record)
+    if errors:
+        table(record)
     say(f"{config.model} -> {config.out}: {size / 1e9:.2f} GB, {seconds:.0f} s.")
-    say(f"Next: python train.py --model {config.out} --data FILE")
+    how = f"read {config.out}/README.md" if judge else f"python train.py --model {config.out} --data FILE"
+    say(f"Next: {how}")
     result = {"out": config.out, "model": config.model, "adapter": config.adapter, "bytes": size}
     result |= {name: record[name] for name in ("head", "merged", "seconds", "last_hidden_state")}
     result["worst"] = max(errors.values(), default=None)
-    print(json.dumps(result))
-    return result
+    return print_json(result, config.json)
 
 
 def announce(source: Source, config: QuantizeConfig, device: torch.device) -> None:

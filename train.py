@@ -8,7 +8,7 @@ The whole run is `main`. Each pass of its loop is one optimiser step; the arithm
 minarena/step.py. Words used all through: a PAIR is a line of the table; a ROW is a pair as it is shown, token
 ids; a STEP updates the weights once, from a BATCH of rows; a SHARE is the part of a batch that one rank
 computes, in MICRO-BATCHES that fit the device. A name that ends in _ changes its arguments. The last line on
-stdout is one JSON object; everything meant for people goes to stderr.
+stdout is one JSON object (on a terminal with --json only); everything meant for people goes to stderr.
 """
 
 if __name__ == "__main__":  # the imports below take seconds
@@ -16,7 +16,6 @@ if __name__ == "__main__":  # the imports below take seconds
 
     one_line_on_ctrl_c("train.py")
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -43,7 +42,15 @@ from minarena.metrics import scores
 from minarena.model import DTYPES, AdapterConfig, attach_adapter_, default_dtype
 from minarena.optim import lr_at, make_optimizer
 from minarena.rows import HeldOut, encode_both_orders, encode_rows
-from minarena.runtime.console import describe_data, plain_bars, print_plan, print_results, run_command, say
+from minarena.runtime.console import (
+    describe_data,
+    plain_bars,
+    print_json,
+    print_plan,
+    print_results,
+    run_command,
+    say,
+)
 from minarena.runtime.launch import launch
 from minarena.runtime.memory import peak_bytes, predict_on_all_ranks, retry_on_oom_
 from minarena.runtime.signals import catch_stop_signals
@@ -65,7 +72,7 @@ def main(argv: list[str] | None = None) -> dict:
     pairs, held_out = load_pairs(config)
     run = Run.open(config.out, world, record_of(config, pairs, device, world), config.resume)
     if run.result:  # of a run that was finished already
-        return print_json(run.result)
+        return print_json(run.result, config.json)
     describe_data(config, pairs, held_out)
     pairs, held_out = (repaired(table, ranks=world.local_size) for table in (pairs, held_out))
     model, adapter, tokenizer, compute = build(config, device, pairs)
@@ -117,7 +124,7 @@ def main(argv: list[str] | None = None) -> dict:
     run.finish(table, model, adapter, config.model)
     result = result_of(run, config, steps, rows.pairs, figures, device)
     print_results(config, result, len(table))
-    return print_json(result)
+    return print_json(result, config.json)
 
 
 def resolve(config: TrainConfig, world: World) -> torch.device:
@@ -243,11 +250,6 @@ def result_of(run: Run, config: TrainConfig, steps: int, rows: int, figures: dic
     peak = peak_bytes(device)
     result |= {"peak_memory_gib": peak and round(peak / 2**30, 3), "resumed_after": run.first}
     return result | {"eval": {**figures[JUDGED_BY[config.order]], **figures}}
-
-
-def print_json(result: dict) -> dict:
-    print(json.dumps(result))
-    return result
 
 
 if __name__ == "__main__":

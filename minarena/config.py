@@ -20,6 +20,7 @@ from typing import Literal
 from minarena.data import GROUPS
 
 SEED = 0xFACED  # the recipe's
+AS_JSON = "print the result as a line of JSON on a terminal, too (elsewhere it always is)"
 
 
 def option(default, text: str, group: str = "", may_change: bool = False):
@@ -94,6 +95,7 @@ class TrainConfig:
         None, "send the log there, too, if installed", may_change=True
     )
     seed: int = option(SEED, "of the order of rows, the initial weights and the dropout masks")
+    json: bool = option(False, AS_JSON, may_change=True)
 
 
 @dataclass
@@ -123,6 +125,7 @@ class InferConfig:
     dtype: Literal["bf16", "fp16", "fp32"] | None = option(None, "compute dtype (default: by device)")
     matmul: Literal["dequant", "int8", "llm-int8"] | None = option(None, "product (default: as trained)")
     fast: Literal["on", "off"] = option("on", "the fast path, where the GPU can run it, or the reference")
+    json: bool = option(False, AS_JSON)
 
 
 @dataclass
@@ -130,10 +133,14 @@ class QuantizeConfig:
     """Options of quantize.py."""
 
     model: str = option("tiny", "base: folder or hub id, float or, to merge, 8-bit; tiny = generated", "what")
-    adapter: str | None = option(None, "an earlier LoRA adapter (ours or PEFT's) to merge into the weights")
+    adapter: str | None = option(
+        None, "an earlier LoRA (ours or PEFT's) to merge, or the run that becomes a judge"
+    )
     out: str = option("", "folder to write; it must not exist")
     labels: int = option(2, "rows of the bias-free head: the base's own if it has as many, else a new one")
+    float: bool = option(False, "write a judge, a run with a linear head, in the base's dtype, not in 8-bit")
     seed: int = option(SEED, "of a new head's weights")
+    json: bool = option(False, AS_JSON)
 
 
 AT_LEAST = {"limit": 1, "n_splits": 2, "fold": 0, "max_length": 8, "batch_size": 1, "token_budget": 1}
@@ -256,6 +263,8 @@ def contradiction(config, typed: dict) -> str:
         return infer_contradiction(config, typed)
     if isinstance(config, QuantizeConfig) and not config.out:
         return "--out DIR is needed: the folder to write"
+    if isinstance(config, QuantizeConfig) and config.float and not config.adapter:
+        return "--float writes a judge: give its --adapter RUN, or drop --float"
     return ""
 
 

@@ -82,7 +82,7 @@ def local_folder(name: str) -> str:
         return name
     from huggingface_hub import snapshot_download
 
-    wanted = ["model*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja"]
+    wanted = ["model*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja", "README.md"]
     try:
         folder = snapshot_download(name, allow_patterns=wanted)
     except (ValueError, OSError) as error:  # the hub's errors are both

@@ -1,4 +1,4 @@
-"""A base -> merged with an earlier adapter -> bitsandbytes' int8, as a sequence classifier's folder.
+"""A base -> merged with an adapter -> bitsandbytes' int8, or its dtype, as a sequence classifier's folder.
 
 Streamed: the source is mapped, and one projection at a time is merged in fp32, quantized once and written, so
 the peak of memory does not grow with the model. Names and shapes are checked against the configuration before
@@ -56,6 +56,7 @@ class Source:
     shapes: Shapes  # of every tensor that the classifier has
     merge: Merge
     head: str  # whose weights the head gets: adapter, base or new
+    float: bool = False  # write the merged projections in the base's dtype, not as int8
 
     def read(self, name: str) -> Tensor:
         replaced = self.merge.replaced.get(name)
@@ -65,7 +66,7 @@ class Source:
         return any(tensor.dtype == "I8" for tensor in self.tensors.values())
 
 
-def open_source(folder: str, adapter: str | None = None, labels: int = 2) -> Source:
+def open_source(folder: str, adapter: str | None = None, labels: int = 2, in_floats: bool = False) -> Source:
     """Read the headers of the base, and the adapter, and check that all fits; ValueError names what does
     not."""
     config, shapes = classifier(folder, labels)
@@ -74,7 +75,9 @@ def open_source(folder: str, adapter: str | None = None, labels: int = 2) -> Sou
     if config.dtype is None:  # then transformers, too, takes the first floating tensor's
         config.dtype = next(FLOATS[tensor.dtype] for tensor in stored.values() if tensor.dtype in FLOATS)
     merge = read_merge(adapter, shapes) if adapter else Merge({}, {}, {})
-    source = Source(folder, config, tensors, shapes, merge, "new")
+    source = Source(folder, config, tensors, shapes, merge, "new", in_floats)
+    if in_floats:
+        del config.quantization_config
     # An adapter's own head outdates the base's, whether or not it has the rows that are asked for.
     owner = "adapter" if any(name.startswith("score.") for name in merge.replaced) else "base"
     if "score.weight" in (merge.replaced if owner == "adapter" else tensors):
@@ -134,11 +137,14 @@ def new_folder(out: str, size: int) -> Iterator[Path]:
 def layouts_of(source: Source, name: str) -> list[Layout]:
     """What is written for one of the classifier's tensors."""
     module, shape = name.removesuffix(".weight"), source.shapes[name]
-    if is_projection(name):
+    if is_projection(name) and source.float:
+        dtype = source.config.dtype
+    elif is_projection(name):
         scale, form = Layout(f"{module}.SCB", "F32", shape[:1]), Layout(f"{module}.weight_format", "U8", ())
         return [Layout(name, "I8", shape), scale, form]
-    new = name == "score.weight" and source.head == "new"
-    dtype = source.config.dtype if new else source.read(name).dtype
+    else:
+        new = name == "score.weight" and source.head == "new"
+        dtype = source.config.dtype if new else source.read(name).dtype
     return [Layout(name, next(key for key in DTYPES if DTYPES[key] == dtype), shape)]
 
 
@@ -149,7 +155,7 @@ def bytes_to_write(source: Source) -> int:
 def convert(
     source: Source, into: Path, seed: int = 0, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """Write the 8-bit classifier and its tokenizer into the folder `into`, config.json last; returns the
+    """Write the classifier and its tokenizer into the folder `into`, config.json last; returns the
     relative error |W_int8 - W| / |W| of each projection that was quantized, W its merged float matrix.
 
     Raises ValueError for a weight that is not finite, or too large for fp16.
@@ -176,7 +182,9 @@ def converted(
     """The tensors that `layouts_of` promises for `names`; puts each projection's error into `errors`."""
     for name in names:
         bar.set_postfix_str(name.removeprefix("model."), refresh=False)
-        if is_projection(name):
+        if is_projection(name) and source.float:
+            yield torch.cat([W.to(source.config.dtype).cpu() for W in float_rows(source, name, device)])
+        elif is_projection(name):
             CB, SCB, error = quantized(source, name, device)
             if error is not None:
                 errors[name.removesuffix(".weight")] = error

@@ -14,13 +14,12 @@ if __name__ == "__main__":  # the imports below take seconds
 
     one_line_on_ctrl_c("minarena.report")
 
-import json
 import sys
 from collections import Counter
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
-from minarena.config import option, parse
+from minarena.config import AS_JSON, option, parse
 from minarena.files.durable import write_text
 from minarena.files.pairs import read_pairs
 from minarena.metrics import ENOUGH
@@ -28,7 +27,7 @@ from minarena.report import groups, sections, summary
 from minarena.report.page import page, section, styled
 from minarena.report.predictors import best_of, predictors_of
 from minarena.report.runs import read_run
-from minarena.runtime.console import printable, run_command, say
+from minarena.runtime.console import print_json, printable, run_command, say
 
 
 @dataclass
@@ -38,6 +37,7 @@ class ReportConfig:
     probs: list[str] = option([], "files that infer.py --probs wrote, to compare with")
     out: str = option("report.html", "the page to write")
     no_texts: bool = option(False, "figures only, no text of the data")
+    json: bool = option(False, AS_JSON)
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -52,9 +52,9 @@ def main(argv: list[str] | None = None) -> dict:
     write_text(html, Path(config.out))
     rows = {each.name: len(each.rows) for each in predictors}
     result = {"out": config.out, "runs": config.runs, "rows": rows}
-    say(printable(f"{len(runs)} runs, {len(done)} finished -> {config.out}: open it in a browser"))
-    print(json.dumps(result))
-    return result
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    say(printable(f"{count}, {len(done)} finished -> {config.out}: open it in a browser"))
+    return print_json(result, config.json)
 
 
 def check(config: ReportConfig) -> None:

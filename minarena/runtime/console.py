@@ -6,8 +6,10 @@ scripts print a line now and then instead. What it does not do: print results fo
 last line.
 """
 
+import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -24,6 +26,13 @@ def say(*lines: str) -> None:
     data: no character of it moves a terminal's cursor or colours it."""
     for line in "\n".join(lines).split("\n"):
         print(printable(line), file=sys.stderr)
+
+
+def print_json(result: dict, asked: bool) -> dict:
+    """Print stdout's last line, for programs; on a terminal only where --json asks for it. Returns result."""
+    if asked or not sys.stdout.isatty():
+        print(json.dumps(result))
+    return result
 
 
 def printable(text: str) -> str:
@@ -78,8 +87,10 @@ def by_language(table: pd.DataFrame) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    cpu = f"CPU, {torch.get_num_threads()} threads"
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return "CPU, 1 thread" if threads == 1 else f"CPU, {threads} threads"
 
 
 def describe_data(config: TrainConfig, pairs: pd.DataFrame, held_out: pd.DataFrame) -> None:
@@ -106,10 +117,14 @@ def print_plan(config: TrainConfig, model: nn.Module, rows: Rows, steps: int, bu
     device, trained = next(model.parameters()).device, sum(p.numel() for p in trainable(model))
     size, held = held_bytes(model)
     longest = max(map(len, rows.rows))
-    most = sum(len(row) == config.max_length for row in rows.rows)
-    cut = f"{most:,} rows as long as --max-length {config.max_length}, so perhaps without their start"
+    most, cut = sum(len(row) == config.max_length for row in rows.rows), []
     if config.truncation == "middle":
-        cut = f"the middle of each part of a row that is over --max-length {config.max_length} tokens"
+        cut = [
+            f"cut       the middle of each part of a row that is over --max-length {config.max_length} tokens"
+        ]
+    elif most:
+        left = f"{most:,} rows as long as --max-length {config.max_length}, so perhaps without their start"
+        cut = [f"cut       {left}"]
     path = "fast" if model.fast else "reference"
     say(
         f"model     {config.model}, {size / 1e6:,.1f} million parameters",
@@ -117,7 +132,7 @@ def print_plan(config: TrainConfig, model: nn.Module, rows: Rows, steps: int, bu
         f"trained   {trained:,} parameters",
         f"memory    {held / 2**30:.2g} GiB for weights, gradients and AdamW; a micro-batch comes on top",
         f"tokens    {real_tokens(rows.rows):,}, longest row {longest:,}",
-        f"cut       {cut}",
+        *cut,
         f"steps     {steps:,} of {config.batch_size} rows in micro-batches of at most {budget:,} tokens",
     )
     if model.recomputed:
@@ -125,9 +140,9 @@ def print_plan(config: TrainConfig, model: nn.Module, rows: Rows, steps: int, bu
 
 
 def plus_minus(figures: dict, name: str) -> str:
-    """`0.8117 ± 0.0250`: a figure of metrics.scores and its standard error, which may be unknown."""
-    error = figures[name + "_se"]
-    return f"{figures[name]:.4f} ± {float('nan') if error is None else error:.4f}"
+    """`0.8117 ± 0.0250`: a figure of metrics.scores and its standard error, if that is known."""
+    error = figures.get(name + "_se")
+    return f"{figures[name]:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def print_results(config: TrainConfig, result: dict, held_out: int) -> None:
@@ -146,5 +161,25 @@ def print_results(config: TrainConfig, result: dict, held_out: int) -> None:
     if before:
         steps += f" (after {before:,} before --resume)"
     say(f"{steps} in {result['seconds']:,.0f} s: {speed}")
-    data = " --data FILE" if config.data else ""
-    say(f"Next: python infer.py --adapter {config.out}{data}")
+    say(*what_next(config))
+
+
+def what_next(config: TrainConfig) -> list[str]:
+    """One or two lines on what to do with a finished run: the README's next commands."""
+    if config.data:
+        lines = [f"Next: python infer.py --adapter {config.out} --data FILE"]
+        if config.order != "both":
+            lines.append("Or train again with --order both: in our table it did best (README.md)")
+        return lines
+    twin = {"runs/ab": "runs/ba", "runs/ba": "runs/ab"}.get(config.out, "")
+    if twin and Path(twin, "adapter_config.json").exists():  # a finished run has one
+        both = "runs/ab runs/ba"
+        return [
+            f"Next: python infer.py --adapter {both}",
+            f"What they learnt: python -m minarena.report {both}",
+        ]
+    lines = [f"Next: python infer.py --adapter {config.out}"]
+    if twin:
+        command = "python train.py" + (" --swap" if config.order == "ab" else "")
+        lines.append(f"Its twin in the other order, for an ensemble: {command}")
+    return lines
