@@ -60,6 +60,7 @@ TRAIN = {
     "resume": (False, "--resume", True),
     "log_to": (None, "--log-to tensorboard", "tensorboard"),
     "seed": (0xFACED, "--seed 0xBEEF", 0xBEEF),
+    "json": (False, "--json", True),
 }
 A = "--adapter runs/ab "
 INFER = {
@@ -86,13 +87,16 @@ INFER = {
     "dtype": (None, A + "--dtype fp16", "fp16"),
     "matmul": (None, A + "--matmul llm-int8", "llm-int8"),
     "fast": ("on", A + "--fast off", "off"),
+    "json": (False, A + "--json", True),
 }
 QUANTIZE = {
     "model": ("tiny", "--out q --model base", "base"),
     "out": ("q", "--out folder", "folder"),
     "adapter": (None, "--out q --adapter earlier", "earlier"),
     "labels": (2, "--out q --labels 3", 3),
+    "float": (False, "--out q --adapter earlier --float", True),
     "seed": (0xFACED, "--out q --seed 7", 7),
+    "json": (False, "--out q --json", True),
 }
 LEAST = {TrainConfig: [], InferConfig: A.split(), QuantizeConfig: ["--out", "q"]}  # what must be typed
 LEAST_NAMES = {TrainConfig: set(), InferConfig: {"adapter"}, QuantizeConfig: {"out"}}
@@ -222,6 +226,7 @@ def test_a_number_out_of_range_is_named_with_its_bound(option, capsys):
         (InferConfig, "--adapter x --pseudo p.parquet --out s.csv", ["--pseudo", "--out"]),
         (InferConfig, "--adapter x --tta all --tta-fraction 0.3", ["--tta-fraction", "--tta uncertain"]),
         (QuantizeConfig, "", ["--out"]),
+        (QuantizeConfig, "--out q --float", ["--float", "--adapter"]),
     ],
 )
 def test_contradictions_end_in_one_line_that_names_both_sides(kind, words, names, capsys):

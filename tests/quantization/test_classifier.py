@@ -13,12 +13,12 @@ import peft
 import pytest
 import torch
 import transformers
-from bases import write_base
+from bases import PIPELINES, TEXTS, random_base, write_base, write_tokenizer_folder
 from helpers import adapted, rows_of_all_lengths, write_pairs
 from safetensors.torch import load_file, save_file
 from test_merge import write_adapter
 from test_quantize_faults import refused
-from test_stream import random_base
+from tokenizers import Tokenizer
 
 import infer
 import quantize
@@ -180,6 +180,35 @@ def test_a_judge_is_still_a_base_to_train_on_with_the_same_ids(tmp_path):
     ids = [tokenizer(text, add_special_tokens=False, split_special_tokens=True) for tokenizer in tokenizers]
     assert ids[0]["input_ids"] == ids[1]["input_ids"]
     assert tokenizers[1].pad_token_id != tokenizers[1].eos_token_id == tokenizers[0].pad_token_id
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize("kind, class_name", [("gemma2", "GemmaTokenizer"), ("llama", "LlamaTokenizerFast")])
+def test_a_tokenizer_with_its_own_pipeline_gives_the_ids_of_the_run(kind, class_name, pipeline, tmp_path):
+    """By AutoTokenizer, whatever class the base named; and by the file alone, as servers read it."""
+    base = write_base(kind, tmp_path / "base", vocab_size=400)
+    more = {"add_bos_token": True, "add_eos_token": False}
+    write_tokenizer_folder(Path(base), pipeline, class_name, kind, **more)
+    run = write_run(base, tmp_path / "run")
+    made(base, run, tmp_path / "judge", "--float")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "judge")
+    alone = Tokenizer.from_file(str(tmp_path / "judge" / "tokenizer.json"))
+    for text in [TEMPLATE.format(*TEXTS[:3]), TEMPLATE.format(*TEXTS[2:])]:
+        ids = [2, *load_tokenizer(base)(text, add_special_tokens=False)["input_ids"], 1]
+        assert tokenizer(text)["input_ids"] == alone.encode(text).ids == ids
+    assert tokenizer.pad_token_id not in (None, 1)
+
+
+def test_ids_that_transformers_makes_otherwise_are_said(tmp_path, capsys):
+    """It builds the pipeline of any qwen2 anew (DeepSeek-R1-Distill-Qwen's)."""
+    base = write_base("qwen2", tmp_path / "base", vocab_size=400)
+    write_tokenizer_folder(Path(base), "digits by three", "LlamaTokenizerFast", "qwen2")
+    made(base, write_run(base, tmp_path / "run"), tmp_path / "judge", "--float")
+    said = "AutoTokenizer gives a text other ids" in capsys.readouterr().err
+    text, right = TEMPLATE.format(*TEXTS[:3]), load_tokenizer(str(tmp_path / "judge"))
+    by_auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "judge")(text)["input_ids"]
+    assert said == (by_auto != right(text)["input_ids"])
+    assert said
 
 
 def test_the_card_says_order_length_figures_and_license(tmp_path):
