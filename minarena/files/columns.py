@@ -42,7 +42,7 @@ NAMES = {  # key -> its names; the first that a file has is taken
     "language": "language lang",
     "system": "system systemprompt systemmessage",
     "history": "context history trajectory",
-    "prompt": "prompt question instruction query userquery userprompt originstruction post problem",
+    "prompt": "originstruction prompt question instruction query userquery userprompt post problem",
     "input": "input",
     "dialogue": "messages conversation conversations",  # where nothing else holds the prompt
     "turn": "turn",
@@ -51,8 +51,8 @@ NAMES = {  # key -> its names; the first that a file has is taken
     "strength": "preferencestrength overallpreference",
     "vote_tie": "winnertie tie",
     "label": "label labels target gold",
-    "many": "completions answers responses candidates generations outputs",
-    "scores": "overallscores scores ratings rewards ranks",
+    "many": "completions answers responses candidates generations outputs summaries",
+    "scores": "overallscores scores ratings rating rewards ranks",
     **{name: name for name in GROUPS},
 }
 CONTEXT = ("system", "history", "dialogue", "prompt", "input")  # parts of the prompt, in this order
@@ -85,17 +85,19 @@ def inside(cell, steps: list[str]):
 
 
 def columns_of(
-    head: pd.DataFrame, given: dict[str, str], path: str, training: bool
+    head: pd.DataFrame, given: dict[str, str], path: str, training: bool, words: dict[str, str]
 ) -> tuple[str, dict[str, str]]:
     """(a form of FORMS, key -> column) by the names of a file's columns.
 
-    given: --columns, which win over every spelling. training: a label is needed. Raises ValueError that
-    names the way out.
+    given: --columns, which win over every spelling. training: a label is needed. words: --winner-words,
+    which settle what a column label means. Raises ValueError that names the way out.
     """
     for key, name in given.items():
         if name not in head and name.partition(".")[0] not in head:
             raise ValueError(f"{path}: --columns {key}={name}: no such column; it has {listed(head)}")
     known = matched(((name, name) for name in head.columns if name not in given.values()), given)
+    if words and "label" in known and not known.keys() & set(VERDICTS):
+        known["winner"] = known["label"]
     two, better = ({x, y} <= known.keys() for x, y in (("a", "b"), ("chosen", "rejected")))
     verdict = next((key for key in VERDICTS if key in known), "")
     if better and "a" not in given and not (two and verdict and "chosen" not in given):
@@ -150,6 +152,7 @@ def missing(head: pd.DataFrame, path: str, known: dict[str, str], lacks: list[st
     )
     alone = [names[word] for word in ANSWERS.split() if word in names and "a" not in guess]
     why = f" (a row has one answer, {alone[0]}: put two to a prompt into one row)" if alone else ""
+    why += " (if no column holds it, put it into one)" if lacks == ["prompt"] and "NAME" in shown else ""
     why = f"{path}: nearest layout: {layout}; missing: {', '.join(lacks)}{why}; it has {listed(head)}"
     return f"{why}; --columns {shown} would say where"
 
@@ -165,6 +168,12 @@ def leaves(head: pd.DataFrame) -> list[tuple[str, str]]:
         )
         queue += [(f"{name}.{step}", part) for step, part in inner]
     return found
+
+
+def longest_text(cell) -> str:
+    """.KEY of the longest text in a cell of keys and values; "" where there is none."""
+    texts = {k: v for k, v in cell.items() if isinstance(v, str)} if isinstance(cell, dict) else {}
+    return max((f".{key}" for key in texts), key=lambda key: len(texts[key[1:]]), default="")
 
 
 def listed(head: pd.DataFrame) -> str:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from minarena.data import TEXTS
 from minarena.files import cells
-from minarena.files.columns import CONTEXT, NAMED, column, columns_of, missing
+from minarena.files.columns import CONTEXT, NAMED, column, columns_of, longest_text, missing
 from minarena.files.verdicts import against_best, verdicts, winner_words
 
 ROW = "(row)"  # the column of a frame with the row's number in the file
@@ -50,7 +50,7 @@ def reading_of(
     double = head.columns[head.columns.duplicated()]
     if len(double):
         raise ValueError(f"{path}: column {double[0]}: stands there twice")
-    form, columns = columns_of(head, given, path, training)
+    form, columns = columns_of(head, given, path, training, words)
     sides, told = SIDES[form], {key: column(head, name).tolist() for key, name in columns.items()}
     texts = [key for key in (*CONTEXT, *sides) if key in told]
     rest = [cell for key in texts if key in ("prompt", *sides) for cell in told[key]]
@@ -212,9 +212,11 @@ def spread(frame: pd.DataFrame, r: Reading) -> tuple[pd.DataFrame, list, list, n
     """Several answers a row -> (a row a pair of the best and another, the best, the others, P(best wins))"""
     if r.form == "many":
         names = [r.columns[key] for key in ("many", "scores") if key in r.columns]
-        pairs = each(
-            frame, r, "many", against_best, "not a list of answers with a score or rank each", *names
-        )
+        cell = column(frame, names[0]).iloc[0]
+        first = longest_text(cell[0]) if isinstance(cell, list) and cell else ""
+        two = f"--columns a={names[0]}.0{first} b={names[0]}.1{first} would compare the first two"
+        problem = f"not a list of answers with a score or rank each; {two}"
+        pairs = each(frame, r, "many", against_best, problem, *names)
     else:
         sides = [each(frame, r, side) for side in SIDES[r.form]]
         pairs = [[(x, y, 1.0) for x in better for y in worse] for better, worse in zip(*sides, strict=True)]
@@ -256,7 +258,17 @@ def each(
         cell = told[place][0] if names[1:] else told[place]
         what = "null" if len(gone) else shown(cell)
         row = frame[ROW].iloc[gone[0] if len(gone) else place]
-        raise ValueError(f"{r.path}: row {row}, column {name}: {what} is {problem}") from error
+        why = f"{what} is {problem}{way_out(key, name, told)}"
+        raise ValueError(f"{r.path}: row {row}, column {name}: {why}") from error
+
+
+def way_out(key: str, name: str, told: list) -> str:
+    """What helps with a cell that cannot be read: the column's words, or the longest text inside the cell."""
+    words = {shown(cell[0] if isinstance(cell, tuple) else cell) for cell in told}
+    if key == "winner":
+        return f" (it holds {', '.join(sorted(words))})" if 1 < len(words) < 6 else ""
+    inner = longest_text(told[0])
+    return f"; --columns {key}={name}{inner} would say what to read" if inner else ""
 
 
 def converts(convert: Callable, cell) -> bool:

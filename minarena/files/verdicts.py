@@ -7,6 +7,7 @@ Any case, space and sign. What could be read in two ways stands in no table here
 beside columns that are not numbered so.
 """
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,10 @@ from minarena.files.columns import ANSWERS, SCORES, SIDES, column, squeeze
 
 TIES = "tie draw both equal same neither bothbad bothgood tiebothbad tiebothgood tieinconsistent"
 ANSWER_KEYS = "response answer text output completion content generation"
+SIGNS = {">": 1.0, ">>": 1.0, "<": 0.0, "<<": 0.0, "=": 0.5}  # of A>B, also as [[A>B]]
+NO_NUMBER = "no number: leave such rows out, or take another verdict by --columns winner=NAME"
+NO_VOTE = "not, with the other votes, one winner; --columns winner=NAME takes another verdict"
+NO_PAIR = "not a pair of probabilities that add up to 1 (percent: a hundredth; a tie's share: half to each)"
 VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 
@@ -28,6 +33,8 @@ def winner_words(columns: dict[str, str], given: dict[str, str]) -> dict[str, fl
     for x, y in [SIDES[0], *SIDES[3:], digits if digits in SIDES else SIDES[1]]:
         words = f"{ANSWERS} model" if x.isdigit() and digits not in SIDES else f" {ANSWERS} model option"
         known |= {word + x: 1.0 for word in words.split(" ")} | {word + y: 0.0 for word in words.split(" ")}
+        known |= {f"={x}{sign}{y}": p for sign, p in SIGNS.items()}
+        known |= {f"={y}{sign}{x}": 1 - p for sign, p in SIGNS.items()}
     known |= {a: 1.0, b: 0.0, "model_a": 1.0, "model_b": 0.0} | (
         {"1.0": 1.0, "2.0": 0.0} if digits == ("1", "2") else {}
     )
@@ -36,7 +43,7 @@ def winner_words(columns: dict[str, str], given: dict[str, str]) -> dict[str, fl
 
 def exact(cell) -> str:
     """A cell as --winner-words are compared: 1, "1" and 1.0 are one word, whatever the file's type."""
-    text = str(cell).strip().casefold()
+    text = "".join(str(cell).casefold().split()).strip("[]")
     try:
         return f"={float(text):g}"
     except ValueError:
@@ -65,21 +72,21 @@ def verdicts(
         soft = np.array([is_pair(cell) for cell in column(frame, columns["winner"])], bool)
         problem = f"neither {columns['a']} nor {columns['b']} nor a tie in any usual word"
         problem += ": --winner-words a=WORD b=WORD tie=WORD says which means which"
-        problem = "not a pair of probabilities that add up to 1" if soft.all() else problem
+        problem = NO_PAIR if soft.all() else problem
         return np.array(each("winner", winner, problem, *names), float), soft
     if "strength" in columns:
-        return 0.5 - np.sign(each("strength", float, "no number")) / 2, False
+        return 0.5 - np.sign(each("strength", float, NO_NUMBER)) / 2, False
     if "vote_a" in columns:
         names = [columns[key] for key in ("vote_a", "vote_b", "vote_tie") if key in columns]
-        return np.array(each("vote_a", vote, "not, with the other votes, one winner", *names)), False
+        return np.array(each("vote_a", vote, NO_VOTE, *names)), False
     if "score_a" in columns:
-        a, b = (np.array(each(f"score_{x}", float, "no number")) for x in "ab")
+        a, b = (np.array(each(f"score_{x}", float, NO_NUMBER)) for x in "ab")
         return 0.5 + np.sign(b - a if "rank" in squeeze(columns["score_a"]) else a - b) / 2, False
     return np.full(len(frame), np.nan), False
 
 
 def is_pair(cell) -> bool:
-    return isinstance(cell, list) or (isinstance(cell, str) and cell.startswith("["))
+    return isinstance(cell, list) or (isinstance(cell, str) and re.match(r"\[(?!\[)", cell))
 
 
 def probability(cell) -> float:

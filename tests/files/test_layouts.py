@@ -320,6 +320,7 @@ VERDICTS = {
     "model_a": ("winner", "model_a", "model_b", "tie"),
     "letters": ("Winner", "A", " b ", "tie (bothbad)"),
     "response": ("preference", "response_a", "Response B", "both_bad"),
+    "signs": ("verdict", "A>B", "[[b >> a]]", "A=B"),
     "sides": ("preferred", "left", "right", "tie (inconsistent)"),
     "models": ("verdict", "Model A", "assistant_b", "both good"),
     "probabilities": ("winner", [1.0, 0.0], "[0, 1]", [0.5, 0.5]),

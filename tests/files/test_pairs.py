@@ -233,6 +233,35 @@ def test_a_label_is_refused_in_training_and_left_out_of_inference(tmp_path, caps
     with pytest.raises(ValueError, match=r"column label: .* --columns winner=label --winner-words a=WORD"):
         read_pairs([path], ties="drop")
     assert read_pairs([path])["label"].isna().all() and "not used: label" in capsys.readouterr().err
+    for ties in (None, "drop"):
+        assert list(read_pairs([path], ties=ties, winner_words={"a": "1", "b": "0"})["label"]) == [1]
+
+
+TWO = {"response_a": "A", "response_b": "B"}
+WAYS_OUT = {  # a row that is refused, and the options in its message that make it read
+    "a cell of keys and values": {"question": {"id": "", "full_text": "q"}, **TWO},
+    "answers without a score": {
+        "prompt": "q",
+        "responses": [{"text": "A", "by": ""}, {"text": "B", "by": ""}],
+    },
+    "a prompt inside": {"info": {"post": "q", "site": None}, **TWO},
+}
+
+
+@pytest.mark.parametrize("what", WAYS_OUT)
+def test_a_refusal_shows_the_columns_that_settle_it(what, tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", [WAYS_OUT[what]] * 2)
+    with pytest.raises(ValueError) as error:
+        read_pairs([path])
+    shown = str(error.value).partition("--columns ")[2].partition(" would")[0]
+    table = read_pairs([path], columns=shown.split())
+    assert table[["prompt", "response_a", "response_b"]].to_numpy().tolist() == [["q", "A", "B"]] * 2
+
+
+def test_a_refused_winner_is_told_with_the_words_of_its_column(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", **TWO, "winner": i % 2} for i in range(9)])
+    with pytest.raises(ValueError, match=r"--winner-words a=WORD b=WORD tie=WORD .* \(it holds 0, 1\)"):
+        read_pairs([path])
 
 
 # ---------------------------------------------------------------------------------------------- ids
