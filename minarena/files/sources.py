@@ -13,6 +13,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from fsspec.utils import glob_translate  # huggingface_hub needs it, too
+
 from minarena.files.durable import file_record
 from minarena.files.formats import KINDS, STDIN, endings
 from minarena.runtime.console import first_line, say
@@ -73,40 +75,65 @@ def split_of(file: str) -> str:
 
 @cache  # one answer a process: what is read is what was recorded
 def hub_files(argument: str) -> list[str]:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, metadata_load, snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
 
     name, *which = argument.removeprefix("hub:").split(":")
-    cache = Path(HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}")
+    kept = Path(HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}")
     try:
         try:
             info, folder = HfApi().dataset_info(name, files_metadata=True), ""
             sizes, revision = {file.rfilename: file.size or 0 for file in info.siblings}, info.sha
+            card = info.card_data.to_dict() if info.card_data else {}
         except Exception:  # no network, or offline mode: what was fetched before will do
-            revision = (
-                (cache / "refs/main").read_text(encoding="utf-8") if (cache / "refs/main").exists() else ""
-            )
-            folder = str(cache / "snapshots" / revision)
-            sizes = {str(path.relative_to(folder)): 0 for path in Path(folder).rglob("*") if path.is_file()}
-            if not (revision and sizes):
+            if not (kept / "refs/main").exists():
                 raise
-        files = of_hub_split(argument, sorted(sizes), which)
+            revision = (kept / "refs/main").read_text(encoding="utf-8")
+            folder = str(kept / "snapshots" / revision)
+            sizes = {str(path.relative_to(folder)): 0 for path in Path(folder).rglob("*") if path.is_file()}
+            card = metadata_load(f"{folder}/README.md") if "README.md" in sizes else {}
+        parts = card_parts(card or {})
+        files = of_hub_split(argument, sorted(sizes), which, parts)
         size = "from the cache" if folder else f"{sum(map(sizes.get, files)) / 2**20:,.1f} MiB"
         say(f"{argument}: {len(files)} files, {size}, revision {revision}")
-        patterns = [glob.escape(file) for file in files]
+        patterns = [*map(glob.escape, files), *(["README.md"] if parts else [])]
         folder = folder or snapshot_download(name, repo_type="dataset", allow_patterns=patterns)
     except Exception as error:  # huggingface_hub's own, its network library's and ours
         raise ValueError(f"--data {argument}: {first_line(error)}") from error
     return [f"{folder}/{file}" for file in files]
 
 
-def of_hub_split(argument: str, files: list[str], which: list[str]) -> list[str]:
-    """which: [], [SPLIT] or [CONFIG, SPLIT]: folders of a file, or its name without number and endings."""
-    named = [file for file in files if {*which} <= {*Path(file).parts[:-1], stem(file)}]
-    data = sorted({split_of(file) for file in files if endings(file)[0] in KINDS})
-    if which and not named:
-        raise ValueError(f"no file of {':'.join(which)}; there are {', '.join(data) or 'no data files'}")
-    return of_one_split(argument, named)
+def card_parts(card: dict) -> dict[tuple[str, str], list[str]]:
+    """(configuration, split) -> patterns of its files, as the head of a data set's README.md says them:
+    https://huggingface.co/docs/hub/datasets-manual-configuration."""
+    parts = {}
+    for config in card.get("configs") or []:
+        for file in as_list(config.get("data_files") or []):
+            split, paths = (file["split"], file["path"]) if isinstance(file, dict) else ("train", file)
+            parts.setdefault((config["config_name"], split), []).extend(as_list(paths))
+    return parts
+
+
+def as_list(value) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def of_hub_split(argument: str, files: list[str], which: list[str], parts: dict) -> list[str]:
+    """which: [], [SPLIT] or [CONFIG, SPLIT]. What belongs together the card says (card_parts); where it does
+    not, folders of a file, or its name without number and endings."""
+    files = [file for file in files if endings(file)[0] in KINDS]
+    named = [part for part in parts if {*which} <= {*part}]
+    if parts and len(named) != 1:
+        raise ValueError(f"its card has {', '.join(map(':'.join, parts))}: name one (hub:NAME:CONFIG:SPLIT)")
+    if parts:
+        ways = [re.compile(glob_translate(pattern.removeprefix("./"))) for pattern in parts[named[0]]]
+        found = [file for file in files if any(way.match(file) for way in ways)]
+    else:
+        found = [file for file in files if {*which} <= {*Path(file).parts[:-1], stem(file)}]
+    if not found and (which or parts):
+        there = ", ".join(sorted(set(map(split_of, files)))) or "no data files"
+        raise ValueError(f"no file of {':'.join(which)}; there are {there}")
+    return found if parts else of_one_split(argument, found)
 
 
 def records(arguments: list[str]) -> list[dict]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from minarena.config import AS_JSON, option, parse
 from minarena.files.durable import write_text
-from minarena.files.pairs import read_pairs
+from minarena.files.pairs import as_typed, read_pairs
 from minarena.metrics import ENOUGH
 from minarena.report import groups, sections, summary
 from minarena.report.page import page, section, styled
@@ -34,6 +34,8 @@ from minarena.runtime.console import print_json, printable, run_command, say
 class ReportConfig:
     runs: list[str] = option(MISSING, "folders that train.py wrote, or is writing")
     data: list[str] = option([], "files with texts and labels, where the runs' own do not have them")
+    columns: list[str] = option([], "as train.py's: what the columns of --data mean")
+    winner_words: list[str] = option([], "as train.py's: what its column winner says")
     probs: list[str] = option([], "files that infer.py --probs wrote, to compare with")
     out: str = option("report.html", "the page to write")
     no_texts: bool = option(False, "figures only, no text of the data")
@@ -43,7 +45,7 @@ class ReportConfig:
 def main(argv: list[str] | None = None) -> dict:
     config = parse(ReportConfig, argv, __doc__)
     check(config)
-    tables = [read_pairs(config.data).set_index("id")] if config.data else []
+    tables = [read_pairs(config.data, **as_typed(vars(config))).set_index("id")] if config.data else []
     runs = [read_run(folder, tables) for folder in config.runs]
     done = [each for each in runs if each.rows is not None]
     predictors = predictors_of(done, config.probs, tables)

@@ -136,6 +136,14 @@ def test_an_array_is_held_element_by_element(tmp_path):
 
 # ---------------------------------------------------------------------------------------------- the hub
 
+CARD = {  # the head of a README.md: what belongs together, whatever files and folders are named
+    "configs": [
+        {"config_name": "main", "data_files": [{"split": "train", "path": "train-*"}]},
+        {"config_name": "hard", "data_files": [{"split": "train", "path": ["other/*"]}]},
+        {"config_name": "small", "data_files": "te*.jsonl"},
+    ]
+}
+CARD["configs"][1]["data_files"].append({"split": "test", "path": "nowhere/*.jsonl"})
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
     "README.md": b"---\n---\n",
@@ -169,9 +177,12 @@ class Hub(BaseHTTPRequestHandler):
         elif path.startswith("/api/datasets/org/name"):
             siblings = [{"rfilename": name, "size": len(content)} for name, content in FILES.items()]
             info = {"id": "org/name", "sha": REVISION, "siblings": siblings, "private": False, "tags": []}
-            content = json.dumps(info | {"downloads": 0, "likes": 0}).encode()
+            card = {"cardData": self.server.card} if self.server.card else {}
+            content = json.dumps(info | card | {"downloads": 0, "likes": 0}).encode()
         elif path.startswith(f"/datasets/org/name/resolve/{REVISION}/"):
             content = FILES[path.partition(f"{REVISION}/")[2]]
+            if self.server.card and path.endswith("README.md"):
+                content = f"---\n{json.dumps(self.server.card)}\n---\n".encode()
             headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": REVISION}
         else:
             self.send_response(404)
@@ -197,7 +208,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.asked = []
+    server.asked, server.card = [], None
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -240,6 +251,17 @@ def test_a_data_set_of_the_hub_is_fetched_data_files_only(hub, tmp_path):
     assert fetched and not [path for path in fetched if path.endswith((".py", ".pkl", ".md"))]
     (again,), _ = asked(tmp_path, hub.server_port, test, offline="1")  # from the cache
     assert again == c
+
+
+def test_configurations_of_the_card_say_what_belongs_together(hub, tmp_path):
+    hub.card = CARD
+    for offline in ("0", "1"):  # offline, README.md in the cache says it
+        for argument, ids in [("main:train", "['t0', 't1']"), ("hard:train", "['o0']"), ("small", "['e0']")]:
+            assert asked(f"hub:org/name:{argument}", tmp_path, hub.server_port, offline)[0].startswith(ids)
+    listed = "main:train, hard:train, hard:test, small:train"
+    for argument, words in [("train", listed), ("hard:test", "no file of hard:test")]:
+        out, _ = asked(f"hub:org/name:{argument}", tmp_path, hub.server_port)
+        assert out.startswith("REFUSED --data hub:org/name") and words in out and out.count("\n") == 1
 
 
 def test_without_a_network_or_a_data_set_it_is_one_line(hub, tmp_path):

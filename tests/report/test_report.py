@@ -387,6 +387,10 @@ def test_texts_of_a_file_that_changed_are_not_shown_unless_given_and_labels_must
     assert "Where is it weak?" not in page
     write_pairs(moved, table.iloc[5:])
     assert "Where is it weak?" in made(run, "--data", moved, out=tmp_path / "r.html")[0]
+    renamed = pd.read_parquet(moved).rename(columns={"prompt": "q", "winner": "vote"})
+    renamed.replace({"vote": {"model_a": "1", "model_b": "0"}}).to_parquet(moved)
+    typed = ["--columns", "prompt=q", "winner=vote", "--winner-words", "a=1", "b=0"]
+    assert "Where is it weak?" in made(run, "--data", moved, *typed, out=tmp_path / "r.html")[0]
 
 
 def test_ties_soft_labels_and_certainty_are_taken(table, tmp_path):
