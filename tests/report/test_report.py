@@ -387,8 +387,8 @@ def test_texts_of_a_file_that_changed_are_not_shown_unless_given_and_labels_must
     assert "Where is it weak?" not in page
     write_pairs(moved, table.iloc[5:])
     assert "Where is it weak?" in made(run, "--data", moved, out=tmp_path / "r.html")[0]
-    renamed = pd.read_parquet(moved).rename(columns={"prompt": "q", "winner": "vote"})
-    renamed.replace({"vote": {"model_a": "1", "model_b": "0"}}).to_parquet(moved)
+    renamed = pd.read_json(moved, lines=True, dtype=False).rename(columns={"prompt": "q", "winner": "vote"})
+    renamed.replace({"vote": {"model_a": "1", "model_b": "0"}}).to_json(moved, orient="records", lines=True)
     typed = ["--columns", "prompt=q", "winner=vote", "--winner-words", "a=1", "b=0"]
     assert "Where is it weak?" in made(run, "--data", moved, *typed, out=tmp_path / "r.html")[0]
 
