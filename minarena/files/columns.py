@@ -8,7 +8,7 @@ spelling is a word in a table. What it does not do: look into texts (cells.py), 
 refused, with the --columns that settle it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pandas as pd
 
@@ -137,7 +137,9 @@ def matched(names: Iterable[tuple[str, str]], given: dict[str, str]) -> dict[str
 
 def missing(head: pd.DataFrame, path: str, known: dict[str, str], lacks: list[str]) -> str:
     """Why a file cannot be read: the nearest layout, what it lacks of it, and the --columns that would do."""
-    names, guess = {squeeze(name): name for name in head.columns}, matched(leaves(head), known)
+    names = {squeeze(name): name for name in head.columns}
+    inside = [leaf for name, cell in head.iloc[0].items() for leaf in leaves(str(name), cell)]
+    guess = matched(((leaf.rpartition(".")[2], leaf) for leaf in sorted(inside, key=depth)), known)
     for word in ANSWERS.split():  # answer_a and response_b: no pair, and yet no riddle
         halves = {"a": [word + a for a, _ in SIDES], "b": [word + b for _, b in SIDES]}
         guess = {k: names[half] for k, side in halves.items() for half in side if half in names} | guess
@@ -157,17 +159,16 @@ def missing(head: pd.DataFrame, path: str, known: dict[str, str], lacks: list[st
     return f"{why}; --columns {shown} would say where"
 
 
-def leaves(head: pd.DataFrame) -> list[tuple[str, str]]:
-    """(last word, dotted name) of everything in the first row: what --columns can name."""
-    found, queue = [], [(str(name), cell) for name, cell in head.iloc[0].items()]
-    while queue and len(found) < 300:
-        name, cell = queue.pop(0)
-        found.append((name.rpartition(".")[2], name))
-        inner = (
-            cell.items() if isinstance(cell, dict) else enumerate(cell[:1] if isinstance(cell, list) else [])
-        )
-        queue += [(f"{name}.{step}", part) for step, part in inner]
-    return found
+def leaves(name: str, cell) -> Iterator[str]:
+    """The dotted names of all that stands in a cell, ten steps deep: what --columns can name."""
+    yield name
+    inner = cell if isinstance(cell, dict) else dict(enumerate(cell[:1] if isinstance(cell, list) else []))
+    for step, part in inner.items() if depth(name) < 10 else ():
+        yield from leaves(f"{name}.{step}", part)
+
+
+def depth(name: str) -> int:
+    return name.count(".")
 
 
 def longest_text(cell) -> str:

@@ -10,6 +10,7 @@ or guess.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -97,13 +98,10 @@ def table_of(frame: pd.DataFrame, r: Reading) -> pd.DataFrame:
     named = {key: r.columns[key] for key in NAMED if key in r.columns}
     table |= {key: column(frame, name).map(named_kind) for key, name in named.items()}
     if "id" in r.columns:
-        table["id"] = ids = each(frame, r, "id", identifier, "no id")
-        table["number"] = [type(cell) is int and abs(cell) < 2**63 for cell in column(frame, r.columns["id"])]
+        own, table["id"] = column(frame, r.columns["id"]), each(frame, r, "id", identifier, "no id")
+        table["number"] = [not r.several and type(cell) is int and abs(cell) < 2**63 for cell in own]
         if r.several:
-            table |= {
-                "id": [f"{i}-{part}" for i, part in zip(ids, frame[PART], strict=True)],
-                "number": False,
-            }
+            table["id"] = [f"{own}-{part}" for own, part in zip(table["id"], frame[PART], strict=True)]
     else:
         rows = zip(*(table[text] for text in TEXTS), strict=True)
         table["id"] = [digest(*row, size=10).hex() for row in rows]
@@ -141,12 +139,8 @@ def texts_of(frame: pd.DataFrame, r: Reading, a: list, b: list) -> tuple[list, l
     texts = r.several or all(r.kinds[side] == "text" for side in SIDES[r.form])
     parts = [each(frame, r, key, needed=texts and context == ["prompt"]) for key in context]
     if texts and context == ["prompt"] and r.kinds["prompt"] == "text":  # the usual case: three texts
-        if r.repeats:
-            a, b = (
-                [text.removeprefix(start.strip()) for start, text in zip(*parts, side, strict=True)]
-                for side in (a, b)
-            )
-        return parts[0], a, b
+        starts = [start.strip() if r.repeats else "" for start in parts[0]]
+        return parts[0], *(list(map(str.removeprefix, side, starts)) for side in (a, b))
     turns = column(frame, r.columns["turn"]) if "turn" in r.columns else [None] * len(frame)
     rows = []
     for row, *told, one, other, turn in zip(frame[ROW], *parts, a, b, turns, strict=True):
@@ -170,10 +164,8 @@ def conversations(told: dict, *answers) -> list[cells.Talk]:
     asked = [told.pop(key) for key in ("history", "prompt", "input") if isinstance(told.get(key), str)]
     parts = [cells.talk(said, key if key == "system" else "user") for key, said in told.items()]
     parts += [[("user", "\n\n".join(filter(str.strip, asked)))]] if asked else []
-    done = [
-        ("assistant", ""),
-        *(side[-1] for side in both if side),
-    ]  # an answer, or room for one, is no prompt
+    # An answer, or room for one, is no prompt
+    done = [("assistant", ""), *(side[-1] for side in both if side)]
     parts = [said[:-1] if said[-1:] and said[-1] in done else said for said in parts]
     return [cells.with_context([said for said in parts if said], side) for side in both]
 
@@ -196,15 +188,17 @@ def null(cell) -> bool:
 
 def readable(told: list, kind: str) -> list:
     """What the cells that can be read say; whichever cannot is named when its row comes."""
-    content = partial(cells.content, kind=kind)
-    return [content(cell) for cell in told if converts(content, cell)]
+    found = []
+    for cell in told:
+        with suppress(*ERRORS):
+            found.append(cells.content(cell, kind))
+    return found
 
 
 def equal_scores(frame: pd.DataFrame, r: Reading) -> np.ndarray:
+    """Whether chosen and rejected have one score; a score that is null is none."""
     keys = [key for key in ("score_chosen", "score_rejected") if key in r.columns]
-    scores = [
-        each(frame, r, key, lambda cell: np.nan if null(cell) else float(cell), "no number") for key in keys
-    ]
+    scores = [each(frame, r, key, lambda x: np.nan if null(x) else float(x), "no number") for key in keys]
     return np.equal(*scores) if len(scores) == 2 else np.zeros(len(frame), bool)
 
 
@@ -241,42 +235,31 @@ def each(
     """convert(cell) of a key's column, or of the columns `names`; a cell on which it raises is a ValueError
     that names the place. By default what the cell says, which needs not be something if not `needed`."""
     name = names[0] if names else r.columns[key]
-    told = column(frame, name).tolist()
+    first = told = column(frame, name).tolist()
     if names[1:]:
-        told = list(zip(*(column(frame, name) for name in names), strict=True))
+        told = zip(*(column(frame, name) for name in names), strict=True)
     if not convert:
         kind, problem = r.kinds[key], cells.IS_NOT[r.kinds[key]]
         said = cells.plain_text if kind == "text" else partial(cells.content, kind=kind)
         convert = said if needed else lambda cell: "" if null(cell) else said(cell)
+    values = []
     try:
-        return [convert(cell) for cell in told]
-    except ERRORS as error:  # which cell it was, the first that cannot be converted tells
-        place = next(i for i, cell in enumerate(told) if not converts(convert, cell))
-        gone = np.flatnonzero(
-            column(frame, name).map(null)
-        )  # of [1, null] pandas makes floats: null is to blame
-        cell = told[place][0] if names[1:] else told[place]
-        what = "null" if len(gone) else shown(cell)
-        row = frame[ROW].iloc[gone[0] if len(gone) else place]
-        why = f"{what} is {problem}{way_out(key, name, told)}"
-        raise ValueError(f"{r.path}: row {row}, column {name}: {why}") from error
+        for cell in told:  # no map: a StopIteration of convert would end it without a word
+            values.append(convert(cell))
+    except ERRORS as error:
+        row, cell = frame[ROW].iloc[len(values)], first[len(values)]
+        what = f"{'null' if null(cell) else shown(cell)} is {problem}{way_out(key, name, first, cell)}"
+        raise ValueError(f"{r.path}: row {row}, column {name}: {what}") from error
+    return values
 
 
-def way_out(key: str, name: str, told: list) -> str:
+def way_out(key: str, name: str, told: list, cell) -> str:
     """What helps with a cell that cannot be read: the column's words, or the longest text inside the cell."""
-    words = {shown(cell[0] if isinstance(cell, tuple) else cell) for cell in told}
     if key == "winner":
-        return f" (it holds {', '.join(sorted(words))})" if 1 < len(words) < 6 else ""
-    inner = longest_text(told[0])
+        words = sorted(set(map(shown, told)))
+        return f" (it holds {', '.join(words)})" if 1 < len(words) < 6 else ""
+    inner = longest_text(cell)
     return f"; --columns {key}={name}{inner} would say what to read" if inner else ""
-
-
-def converts(convert: Callable, cell) -> bool:
-    try:
-        convert(cell)
-    except ERRORS:
-        return False
-    return True
 
 
 def shown(value) -> str:
