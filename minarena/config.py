@@ -54,9 +54,7 @@ class TrainConfig:
     fold: int = option(0, "which of the --n-splits parts is held out")
 
     max_length: int = option(2200, "tokens a row, BOS and EOS included", "rows")
-    truncation: Literal["left", "middle"] = option(
-        "left", "a long row loses its start, or parts their middle"
-    )
+    truncation: Literal["left", "middle"] = option("left", "a long row loses its start, or parts' middle")
     batch_size: int = option(16, "rows an optimiser step, over all GPUs (the recipe's 8 x 2 accumulated)")
     # Other micro-batches draw other dropout masks; with dropout off the result is the same up to rounding.
     token_budget: int | Literal["auto"] = option(
@@ -86,14 +84,10 @@ class TrainConfig:
     )
     fast: Literal["on", "off"] = option("on", "the fast path, where the GPU can run it, or the reference")
 
-    eval_every: int | None = option(
-        None, "steps between evaluations (default: at the end only)", "running", may_change=True
-    )
+    eval_every: int | None = option(None, "steps between evaluations (default: at the end)", "running", True)
     save_every: int = option(1000, "steps between checkpoints", may_change=True)
     resume: bool = option(False, "go on from the newest checkpoint in --out", may_change=True)
-    log_to: Literal["wandb", "tensorboard"] | None = option(
-        None, "send the log there, too, if installed", may_change=True
-    )
+    log_to: Literal["wandb", "tensorboard"] | None = option(None, "log there, too", may_change=True)
     seed: int = option(SEED, "of the order of rows, the initial weights and the dropout masks")
     json: bool = option(False, AS_JSON, may_change=True)
 
@@ -133,9 +127,7 @@ class QuantizeConfig:
     """Options of quantize.py."""
 
     model: str = option("tiny", "base: folder or hub id, float or, to merge, 8-bit; tiny = generated", "what")
-    adapter: str | None = option(
-        None, "an earlier LoRA (ours or PEFT's) to merge, or the run that becomes a judge"
-    )
+    adapter: str | None = option(None, "an earlier LoRA (ours, PEFT's) to merge, or a run to make a judge of")
     out: str = option("", "folder to write; it must not exist")
     labels: int = option(2, "rows of the bias-free head: the base's own if it has as many, else a new one")
     float: bool = option(False, "write a judge, a run with a linear head, in the base's dtype, not in 8-bit")
