@@ -23,37 +23,37 @@ from minarena.quantization.stream import Source
 from minarena.runtime.console import plus_minus, say
 from minarena.text import TEMPLATE
 
-WAYS_OUT = "train with --head linear, or load the run by PEFT and put model.make_head on it"
-# Order of the run -> what a text shows first and second, in the words of its table
-SHOWN = {"ab": (" (response_a)", " (response_b)"), "ba": (" (response_b)", " (response_a)"), "both": ("", "")}
+# Order of the run -> labels 0 and 1: the answer that is shown there is preferred
+LABELS = {
+    "ab": ("shown first (response_a)", "shown second (response_b)"),
+    "ba": ("shown first (response_b)", "shown second (response_a)"),
+    "both": ("shown first", "shown second"),  # the mean of both orders is the better judge
+}
 CARD = """---
 pipeline_tag: text-classification
-library_name: transformers
-{front}---
-
+license: {license}
+---
 # Which of two answers does a person prefer?
 
-A sequence classifier of {model}, made by `quantize.py` of minarena from the run `{run}`.
+Made by minarena's `quantize.py` of the base {model} and the run `{run}`.
 
-- **Labels:** 0 = `{labels[0]}`: the answer shown first is preferred. 1 = `{labels[1]}`: the other one.
-- **Order:** trained in order {order}: {shown}
-- **Text:** the template below and nothing else; the tokenizer adds what begins and ends a row.
-- **Length:** at most {max_length} tokens. {cut}
-- **Weights:** LoRA merged in fp32, then stored in {stored}.
-- **License of the base:** {license}.
+- **Label 0:** `{labels[0]}`: this answer is preferred. **Label 1:** `{labels[1]}`.
+- **Order:** {order}; the labels say which answer of a table is shown first.{mean}
+- **Text:** the template below, nothing else; the tokenizer adds what begins and ends a row.
+- **Length:** at most {max_length} tokens. With `truncation=True` a longer text loses its start.{cut}
+- **Weights:** LoRA merged in fp32, stored as {stored}.
+- **License of the base:** {stated}.
 
-```python
-import transformers
+    import transformers
 
-text = {template!r}.format(prompt, first, second)
-judge = transformers.pipeline("text-classification", "FOLDER")
-judge([text], truncation=True, top_k=None)
-```
+    text = {template!r}.format(prompt, first, second)
+    judge = transformers.pipeline("text-classification", FOLDER)
+    judge([text], truncation=True, top_k=None)
 
-## Held-out rows of the run
+Held-out rows of the run, before the merge:
 
-Measured before the merge, about the table's response_a.
-
+| order | accuracy | log loss |
+|---|---|---|
 {figures}
 """
 
@@ -63,7 +63,6 @@ class Judge:
     """A run that becomes a folder. record: its train_config.json. pad: the token that pads a row."""
 
     config: QuantizeConfig
-    order: str
     record: dict
     pad: str
 
@@ -75,64 +74,72 @@ def read_judge(config: QuantizeConfig, source: Source) -> Judge | None:
     --float asks for a judge that cannot be made, and where no token of the base could pad.
     """
     path, mlp = Path(config.adapter or "", "train_config.json"), "score.1.weight" in source.merge.replaced
-    if config.float and source.is_8bit():
-        raise ValueError(f"--float: --model {config.model} is 8-bit: give the float base, or drop --float")
     problem = ""
     if mlp:
-        problem = f"an mlp head has no place in a sequence classifier: {WAYS_OUT}"
+        problem = "an mlp head has no place in a sequence classifier: train with --head linear, "
+        problem += "or load the run by PEFT and put model.make_head on it"
     elif source.head != "adapter" or config.labels != 2:
         problem = "there is no linear head (score.weight) of two rows in it"
     elif not path.exists():
         problem = "there is no train_config.json in it: not a run of train.py"
-    if problem and config.float:
-        raise ValueError(f"--float --adapter {config.adapter}: {problem}")
+    if config.float and problem:
+        raise ValueError(f"--float: --adapter {config.adapter}: {problem}")
+    if config.float and source.is_8bit():
+        raise ValueError(f"--float: --model {config.model} is 8-bit: give the float base, or drop --float")
     if problem:
-        if mlp and config.labels == 2:
+        if mlp:
             say(f"{config.adapter}: {problem}.", "The folder will be a base to train on, not a judge.")
         return None
-    record = UNRECORDED | read_record(path)
-    changed = differences(record.get("base"), fingerprint(source.folder, load_tokenizer(source.folder)))
-    if changed:
+    record, tokenizer = UNRECORDED | read_record(path), load_tokenizer(source.folder)
+    if changed := differences(record.get("base"), fingerprint(source.folder, tokenizer)):
         say(f"{config.adapter}: its base had other {' and '.join(changed)} than {config.model} has")
-    return Judge(config, record["order"], record, pad_token(source))
+    return Judge(config, record, pad_token(tokenizer, source))
 
 
-def pad_token(source: Source) -> str:
+def pad_token(tokenizer, source: Source) -> str:
     """The base's pad token or, where that is EOS or missing, another special token that has an embedding.
 
     Not an ordinary one: the tokenizer would no longer merge it with its neighbours.
     """
-    tokenizer = load_tokenizer(source.folder)
-    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+    end = tokenizer.eos_token_id
+    if tokenizer.pad_token_id not in (None, end):
         return tokenizer.pad_token
     special = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    usable = [i for i in sorted(special) if i < source.config.vocab_size and i != tokenizer.eos_token_id]
+    usable = [i for i in sorted(special) if i < source.config.vocab_size and i != end]
     if not usable:
-        raise ValueError(
-            f"--model {source.folder}: no special token beside EOS that could pad a judge's rows"
-        )
-    # a token that is named so first, one that begins rows last; masked, so any of them gives the same numbers
+        raise ValueError(f"--model {source.folder}: no special token beside EOS that could pad rows")
+    # One named so first, BOS last: any of them gives the same numbers, because it is masked
     return special[min(usable, key=lambda i: ("pad" not in special[i].lower(), i == tokenizer.bos_token_id))]
 
 
 def write_judge(folder: Path, judge: Judge, base: str) -> None:
     """Make a judge of the written classifier in `folder`; base: the folder that it was made from."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
     tokenizer = load_tokenizer(str(folder))
-    limit, (first, second) = judge.record["max_length"], SHOWN[judge.order]
-    labels = [f"shown first{first}", f"shown second{second}"]
-    write_ends(folder / "tokenizer.json", tokenizer)
-    # No add_bos_token, add_eos_token or class of its own: with these transformers rebuilds the post-processor
+    begin, end = [tokenizer.bos_token] if tokenizer.bos_token else [], [tokenizer.eos_token]
+    ids = dict(zip(begin + end, tokenizer.convert_tokens_to_ids(begin + end), strict=True))
+    ends = TemplateProcessing([*begin, "$A", *end], [*begin, "$A", "$B", *end], [*ids.items()])
+    whole = {"post_processor": json.loads(ends.__getstate__()), "padding": None, "truncation": None}
+    edit(folder / "tokenizer.json", whole)
     settings = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token, "pad_token": judge.pad}
-    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": limit}
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": judge.record["max_length"]}
     settings |= {"truncation_side": "left", "padding_side": "right", "split_special_tokens": True}
-    dropped = ("add_bos_token", "add_eos_token", "auto_map")
-    edit(folder / "tokenizer_config.json", settings, dropped)
-    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-    ids["pad_token_id"] = tokenizer.convert_tokens_to_ids(judge.pad)
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    edit(folder / "config.json", ids | names | {"problem_type": "single_label_classification"})
-    (folder / "README.md").write_text(card(judge, labels, base), encoding="utf-8")
-    check_ids(folder, tokenizer)
+    # With these transformers would build the post-processor anew
+    edit(folder / "tokenizer_config.json", settings, dropped=("add_bos_token", "add_eos_token", "auto_map"))
+    names = dict(enumerate(LABELS[judge.record["order"]]))
+    config = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
+    config |= {"pad_token_id": tokenizer.convert_tokens_to_ids(judge.pad)}
+    config |= {"eos_token_id": tokenizer.eos_token_id, "problem_type": "single_label_classification"}
+    edit(folder / "config.json", config)
+    (folder / "README.md").write_text(card(judge, base), encoding="utf-8")
+    text = TEMPLATE.format(PROBE, tokenizer.eos_token, PROBE)
+    wanted = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    wanted = [*ids.values()][:-1] + wanted + [ids[tokenizer.eos_token]]
+    by_class = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if by_class(text, verbose=False)["input_ids"] != wanted:  # it builds the pipelines of some classes anew
+        say("tokenizer AutoTokenizer gives a text other ids: load it by PreTrainedTokenizerFast")
 
 
 def edit(path: Path, changes: dict, dropped: tuple[str, ...] = ()) -> None:
@@ -140,61 +147,29 @@ def edit(path: Path, changes: dict, dropped: tuple[str, ...] = ()) -> None:
     path.write_text(json.dumps(kept | changes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_ends(path: Path, tokenizer) -> None:
-    """Make tokenizer.json put BOS, where the base has one, before a text and EOS behind it."""
-    from tokenizers.processors import TemplateProcessing
-
-    begin, end = [tokenizer.bos_token] if tokenizer.bos_token else [], [tokenizer.eos_token]
-    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in begin + end]
-    ends = TemplateProcessing([*begin, "$A", *end], [*begin, "$A", "$B", *end], special)
-    edit(path, {"post_processor": json.loads(ends.__getstate__()), "padding": None, "truncation": None})
-
-
-def check_ids(folder: Path, tokenizer) -> None:
-    """Say it where transformers gives a text other ids than the run saw: it builds some pipelines anew."""
-    from transformers import AutoTokenizer
-
-    text = TEMPLATE.format(PROBE, tokenizer.eos_token, PROBE)
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(text, verbose=False)["input_ids"]
-    if found != [*begin, *ids, tokenizer.eos_token_id]:
-        say("tokenizer AutoTokenizer gives a text other ids: load it by PreTrainedTokenizerFast")
-
-
-def card(judge: Judge, labels: list[str], base: str) -> str:
+def card(judge: Judge, base: str) -> str:
     """The model card, README.md."""
     config, record, stated = judge.config, judge.record, license_of(base)
-    shown = "either way round; the mean of both is the better judge."
-    if judge.order != "both":
-        shown = "response_{} of a table is shown first, response_{} second.".format(*judge.order)
-    cut = "`truncation=True` cuts the start of a longer text, as the run did."
-    if record["truncation"] != "left":
-        cut = "The run cut each part of a longer row in its middle; the tokenizer cuts the text's start."
-    return CARD.format(
-        front=f"license: {stated}\n" if re.fullmatch(r"[\w.+-]+", stated) else "",
-        model=config.model,
-        run=config.adapter,
-        labels=labels,
-        order=judge.order,
-        shown=shown,
-        max_length=record["max_length"],
-        cut=cut,
-        stored="the base's own dtype" if config.float else "bitsandbytes' int8",
-        license=stated,
-        template=TEMPLATE,
-        figures="\n".join(figures_of(config.adapter)) or "Not recorded.",
-    )
-
-
-def figures_of(run: str) -> list[str]:
-    """The run's last evaluation as the lines of a table; none where its log has none."""
-    last = next((event for event in reversed(read_log(run)) if event.get("event") == "eval"), {})
+    last = next((event for event in reversed(read_log(config.adapter)) if event.get("event") == "eval"), {})
     rows = []
     for name in [name for name in EVAL_COLUMNS if name in last]:
         cells = [plus_minus(last[name], key) for key in ("accuracy", "log_loss")]
         rows.append(f"| {name} | {' | '.join(cells)} |")
-    return ["| order | accuracy | log loss |", "|---|---|---|", *rows] if rows else []
+    middle = " The run cut each part of a longer row in its middle instead."
+    return CARD.format(
+        license=stated if re.fullmatch(r"[\w.+-]+", stated) else "unknown",  # the hub's word
+        model=config.model,
+        run=config.adapter,
+        labels=LABELS[record["order"]],
+        order=record["order"],
+        mean=" The mean of both ways is the better judge." if record["order"] == "both" else "",
+        max_length=record["max_length"],
+        cut=middle if record["truncation"] == "middle" else "",
+        stored="floats, in the base's dtype" if config.float else "bitsandbytes' int8",
+        stated=stated,
+        template=TEMPLATE,
+        figures="\n".join(rows or ["| not recorded | | |"]),
+    )
 
 
 def license_of(base: str) -> str:

@@ -165,21 +165,15 @@ def print_results(config: TrainConfig, result: dict, held_out: int) -> None:
 
 
 def what_next(config: TrainConfig) -> list[str]:
-    """One or two lines on what to do with a finished run: the README's next commands."""
-    if config.data:
-        lines = [f"Next: python infer.py --adapter {config.out} --data FILE"]
-        if config.order != "both":
-            lines.append("Or train again with --order both: in our table it did best (README.md)")
-        return lines
-    twin = {"runs/ab": "runs/ba", "runs/ba": "runs/ab"}.get(config.out, "")
-    if twin and Path(twin, "adapter_config.json").exists():  # a finished run has one
-        both = "runs/ab runs/ba"
-        return [
-            f"Next: python infer.py --adapter {both}",
-            f"What they learnt: python -m minarena.report {both}",
-        ]
-    lines = [f"Next: python infer.py --adapter {config.out}"]
-    if twin:
-        command = "python train.py" + (" --swap" if config.order == "ab" else "")
-        lines.append(f"Its twin in the other order, for an ensemble: {command}")
-    return lines
+    """Two lines on what to do after a run; the demo's lead to the README's next commands."""
+    twin = {"runs/ab": "runs/ba", "runs/ba": "runs/ab"}.get("" if config.data else config.out)
+    runs = "runs/ab runs/ba" if twin else config.out
+    steps = [f"python infer.py --adapter {runs}" + (" --data FILE" if config.data else "")]
+    if twin and not Path(twin, "adapter_config.json").exists():  # a finished run has one
+        other = "python train.py" + (" --swap" if twin == "runs/ba" else "")
+        steps.insert(0, f"{other}    (its twin in the other order)")
+    elif config.data and config.order != "both":
+        steps.append("train.py --order both, which did best in our table (README.md)")
+    else:
+        steps.append(f"python -m minarena.report {runs}")
+    return [f"Next: {steps[0]}", f"Then: {steps[1]}"]

@@ -63,7 +63,8 @@ def test_without_a_terminal_there_are_lines_and_no_bars(demo):
     counts = demo_pairs(2400, 0xFACED)["language"].value_counts()
     assert all(f"{count} {language}" in first for language, count in counts.items())
     assert first.index("output    ") < first.index("model     ")  # before a base is loaded
-    assert "order ba             " in last and "150 steps in " in last and "Next: python infer.py" in last
+    assert "order ba             " in last and "150 steps in " in last
+    assert "python infer.py --adapter runs/ab runs/ba\n" in last + "\n"
     for shown in (
         "rows      600 (",
         "passes    runs/ab ab, runs/ba ba",
