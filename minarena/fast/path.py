@@ -211,7 +211,7 @@ def before_attention(
     qkv = project(linears, attention.fused, apply_norm(layer.input_layernorm, hidden), seed_of(seeds, 0))
     q, k, v = (x.view(N, -1, D) for x in qkv)
     if hasattr(attention, "q_norm"):  # Gemma-3, Qwen3
-        q, k = attention.q_norm(q), attention.k_norm(k)
+        q, k = apply_norm(attention.q_norm, q), apply_norm(attention.k_norm, k)
     q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
     return q.view(N, k.size(1), -1, D), k, v.contiguous()
 
@@ -221,7 +221,7 @@ def seed_of(seeds: Tensor | None, product: int) -> Tensor | None:
 
 
 def apply_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(x) in x's dtype: Llama's and Qwen2's norms return their weight's dtype where it is another."""
+    """norm(x) in x's dtype: Llama's and the Qwens' norms return their weight's dtype where it is another."""
     return norm(x).to(x.dtype)
 
 

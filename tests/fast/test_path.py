@@ -184,9 +184,10 @@ def test_dropout_is_drawn_anew_for_each_step_layer_and_product(tiny):
     assert path.dropout_seeds(adapted(tiny, dropout=0.0)[0].model, True) == [None, None]
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])  # qwen3 has norms of q and k as well
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_residual_stream_stays_bf16_whatever_dtype_the_norms_are_stored_in(stored, tmp_path):
-    backbone = load_backbone(write_base("llama", tmp_path, dtype=stored), CPU, torch.bfloat16)
+def test_the_residual_stream_stays_bf16_whatever_dtype_the_norms_are_stored_in(family, stored, tmp_path):
+    backbone = load_backbone(write_base(family, tmp_path, dtype=stored), CPU, torch.bfloat16)
     model = PreferenceModel(backbone, torch.nn.Identity(), torch.bfloat16)
     attach_adapter_(model, AdapterConfig(r=6))
     use_fast_path_(model)
