@@ -20,14 +20,10 @@ def pairs(words: str) -> list[tuple[str, ...]]:
 
 
 SIDES = pairs("a/b 1/2 0/1 left/right first/second")
-BETTER = pairs(
-    "chosen/rejected preferred/nonpreferred preferred/dispreferred preferred/rejected accepted/rejected"
-)
-BETTER += pairs("better/worse winning/losing")
-ANSWERS = (
-    "response answer output completion conversation messages text reply summary candidate generation humanref"
-)
-ANSWERS += " continuation origresponse modelresponse modeloutput modelanswer assistant"
+BETTER = pairs("chosen/rejected preferred/nonpreferred preferred/dispreferred preferred/rejected")
+BETTER += pairs("accepted/rejected better/worse winning/losing")
+ANSWERS = "response answer output completion conversation messages text reply summary candidate generation"
+ANSWERS += " humanref continuation origresponse modelresponse modeloutput modelanswer assistant"
 SCORES = "overallscore score avgrating averagerating rating reward rank"
 PAIRS = {  # two keys -> (words, sides)
     ("a", "b"): (f"{ANSWERS} ", SIDES),  # the last word is none: columns a and b
@@ -79,8 +75,8 @@ def column(frame: pd.DataFrame, name: str) -> pd.Series:
 
 def inside(cell, steps: list[str]):
     for step in steps:
-        inner = dict(enumerate(cell)) if isinstance(cell, list) else cell if isinstance(cell, dict) else {}
-        cell = inner.get(int(step) if isinstance(cell, list) and step.isdigit() else step)
+        inner = {str(i): part for i, part in enumerate(cell)} if isinstance(cell, list) else cell
+        cell = inner.get(step) if isinstance(inner, dict) else None
     return cell
 
 

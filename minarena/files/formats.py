@@ -167,9 +167,8 @@ def elements(stream, text: str) -> Iterator:
 
     def more() -> bool:
         nonlocal text, place
-        block = decode(
-            stream.read(max(BLOCK, len(text) - place))
-        )  # ever more: an element is decoded from its start
+        # Ever more: an element is decoded from its start
+        block = decode(stream.read(max(BLOCK, len(text) - place)))
         text, place = text[place:] + block, 0
         return bool(block)
 

@@ -33,10 +33,8 @@ def data_files(argument: str) -> list[str]:
         return hub_files(argument)
     if "://" in argument:
         hub = argument.partition("huggingface.co/datasets/")[2].strip("/")
-        raise ValueError(
-            f"{argument}: is not fetched: "
-            + (f"--data hub:{hub}" if hub else "download it, and name the file")
-        )
+        way = f"--data hub:{hub}" if hub else "download it, and name the file"
+        raise ValueError(f"{argument}: is not fetched: {way}")
     if Path(argument).is_dir():
         found = [str(path) for path in sorted(Path(argument).rglob("*")) if path.is_file()]
         return of_one_split(argument, found, argument)
@@ -52,11 +50,8 @@ def of_one_split(argument: str, files: list[str], folder: str = "") -> list[str]
     if not files:
         raise ValueError(f"{argument}: no data files there ({', '.join(KINDS)})")
     if len(groups) > 1:
-        how = (
-            "hub:NAME:SPLIT, hub:NAME:CONFIG:SPLIT"
-            if argument.startswith("hub:")
-            else "a file, a quoted glob"
-        )
+        on_hub = argument.startswith("hub:")
+        how = "hub:NAME:SPLIT, hub:NAME:CONFIG:SPLIT" if on_hub else "a file, a quoted glob"
         why = "splits and folders are not joined: name one"
         raise ValueError(f"{argument}: holds {', '.join(sorted(groups))}; {why} ({how})")
     return files
