@@ -223,7 +223,7 @@ def test_the_card_says_order_length_figures_and_license(tmp_path):
     for words in (
         "\nlicense: gemma\n",
         "License of the base:** gemma",
-        "0 = `shown first (response_b)`",
+        "Label 0:** `shown first (response_b)`",
         "at most 77 tokens",
         "| mean | 0.7500 ± 0.0100 | 0.5000 |",
         repr(TEMPLATE),
