@@ -18,6 +18,7 @@ import tempfile
 import time
 from multiprocessing import forkserver
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import patch
 
 import bitsandbytes  # noqa: F401  (this and the next two: for the children, once)
@@ -30,8 +31,10 @@ import train  # noqa: F401
 from minarena import model, step
 from minarena.ensemble import parts, predict
 from minarena.files import run as run_files
+from minarena.files.base import load_backbone
 from minarena.model import PreferenceModel
 from minarena.runtime import memory
+from minarena.tiny import write_tiny
 
 REPOSITORY = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
@@ -45,11 +48,23 @@ def start_server() -> None:
         forkserver.ensure_running()
 
 
+def warm() -> None:
+    """What transformers does at a process's first model (a third of a second), before the children are
+    forked."""
+    with tempfile.TemporaryDirectory() as folder:
+        load_backbone(write_tiny(folder), torch.device("cpu"), torch.float32)
+
+
+if multiprocessing.parent_process() or sys.argv[0] == "-c":  # in the server
+    warm()
+
+
 def begin(script: str, words: list[str], said: str | Path, fault=None, *arguments):
     """Start the command; the process."""
     start_server()
     child = FORKS.Process(target=command, args=(script, words, str(said), fault, arguments))
-    child.start()
+    with patch.dict(sys.modules, __main__=ModuleType("__main__")):  # else each child imports pytest again
+        child.start()
     return child
 
 
