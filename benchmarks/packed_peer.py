@@ -179,7 +179,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2, help="steps before: compilation")
     parser.add_argument("--batch-size", type=int, default=16, help="rows a step")
     parser.add_argument("--max-length", type=int, default=2200, help="tokens of the longest row")
-    parser.add_argument("--token-budget", type=int, default=7500, help="tokens of a micro-batch")
+    parser.add_argument("--token-budget", type=int, default=7424, help="tokens a micro-batch; fp8: of 16")
     parser.add_argument("--compile", choices=["on", "off"], default="on", help="torch.compile of each layer")
     parser.add_argument("--memory-budget", type=float, default=0.8, help="of activations torch.compile keeps")
     parser.add_argument(
