@@ -30,6 +30,7 @@ from minarena.lora import is_projection
 from minarena.model import AdapterConfig, make_head
 from minarena.text import TEMPLATE
 
+LIMIT = 150  # tokens of a row, one a byte: some rows are longer, and are cut
 FIRST = {"ab": "shown first (response_a)", "ba": "shown first (response_b)", "both": "shown first"}
 
 
@@ -51,7 +52,7 @@ def write_run(base: str, folder, order: str = "ab", head: str = "linear", **reco
     for parameter in model.score.parameters():
         parameter.data.normal_(0, 0.1, generator=generator)
     save_adapter(folder, model, config, base)
-    record = {"model": base, "order": order, "max_length": 400, "truncation": "left", **record}
+    record = {"model": base, "order": order, "max_length": LIMIT, "truncation": "left", **record}
     (Path(folder) / "train_config.json").write_text(json.dumps(record), encoding="utf-8")
     return str(folder)
 
@@ -78,7 +79,7 @@ def judged(folder, texts: list[str], side: str = "right") -> torch.Tensor:
     with torch.no_grad():
         for i in range(0, len(texts), 5):
             batch = tokenizer(texts[i : i + 5], padding=True, truncation=True, return_tensors="pt")
-            assert batch["input_ids"].shape[1] <= 400
+            assert batch["input_ids"].shape[1] <= LIMIT
             found.append(model.eval()(**batch).logits.double().softmax(-1)[:, 0])
     return torch.cat(found)
 
@@ -102,7 +103,7 @@ def test_the_float_folder_gives_the_probabilities_of_infer(family, order, tmp_pa
     made(base, run, tmp_path / "judge", "--float")
     texts = texts_of(table, order)
     assert expected.std() > 0.02  # the adapter tells rows apart
-    assert max(map(len, texts)) > 400  # some are cut
+    assert max(map(len, texts)) > LIMIT  # some are cut
     for side in ("right", "left"):
         torch.testing.assert_close(judged(tmp_path / "judge", texts, side), expected, rtol=0, atol=1e-4)
     config = transformers.AutoConfig.from_pretrained(tmp_path / "judge")
@@ -309,7 +310,7 @@ def test_the_way_out_by_peft_gives_the_probabilities_of_an_mlp_run(tmp_path):
     found = []
     with torch.no_grad():
         for text in texts_of(table, "ab"):
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"][-398:]
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"][2 - LIMIT :]
             ids = torch.tensor([[2, *ids, 1]])
             hidden = model.base_model.model.model(ids).last_hidden_state[:, -1]
             found.append(model.base_model.model.score(hidden).double().softmax(-1)[0, 0])

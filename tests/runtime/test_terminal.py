@@ -3,13 +3,12 @@
 print_json(result, asked), plus_minus(figures, name), device_name(device), what_next(config)
 """
 
+import contextlib
 import json
 import os
 import pty
 import select
-import sys
 
-import pytest
 import torch
 
 import quantize
@@ -19,12 +18,12 @@ from minarena.runtime.console import device_name, plus_minus, print_json, what_n
 ERROR = {"accuracy": 0.5, "accuracy_se": 0.25, "log_loss": 0.7, "log_loss_se": None}
 
 
-@pytest.fixture
-def terminal(monkeypatch):
-    """A function that gives what was written to stdout, a terminal from here on."""
+@contextlib.contextmanager
+def terminal():
+    """Inside, stdout is a terminal; gives a function that tells what was written to it. It is no fixture:
+    pytest puts its own stdout back after setup."""
     leader, follower = pty.openpty()
     with open(follower, "w", encoding="utf-8") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
 
         def written() -> str:
             stdout.flush()
@@ -33,21 +32,24 @@ def terminal(monkeypatch):
                 found += os.read(leader, 100_000)
             return found.decode()
 
-        yield written
+        with contextlib.redirect_stdout(stdout):
+            yield written
     os.close(leader)
 
 
-def test_on_a_terminal_the_json_line_comes_only_if_asked(terminal):
-    assert print_json({"a": 1}, asked=False) == {"a": 1} and terminal() == ""
-    print_json({"a": 1}, asked=True)
-    assert json.loads(terminal()) == {"a": 1}
+def test_on_a_terminal_the_json_line_comes_only_if_asked():
+    with terminal() as written:
+        assert print_json({"a": 1}, asked=False) == {"a": 1} and written() == ""
+        print_json({"a": 1}, asked=True)
+        assert json.loads(written()) == {"a": 1}
 
 
-def test_a_command_on_a_terminal(terminal, tiny, tmp_path):
-    result = quantize.main(["--model", tiny, "--out", str(tmp_path / "a")])
-    assert result["out"] and terminal() == ""
-    result = quantize.main(["--model", tiny, "--out", str(tmp_path / "b"), "--json"])
-    assert json.loads(terminal()) == result
+def test_a_command_on_a_terminal(tiny, tmp_path):
+    with terminal() as written:
+        result = quantize.main(["--model", tiny, "--out", str(tmp_path / "a")])
+        assert result["out"] and written() == ""
+        result = quantize.main(["--model", tiny, "--out", str(tmp_path / "b"), "--json"])
+        assert json.loads(written()) == result
 
 
 def test_a_program_that_pipes_gets_the_line_unasked(capsys):
