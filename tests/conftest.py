@@ -10,7 +10,9 @@ demo: what the README's three demo commands left behind (the slowest thing here:
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -111,13 +113,12 @@ def pairs_file(tmp_path_factory) -> str:
     return write_pairs(tmp_path_factory.mktemp("data") / "pairs.parquet", demo_pairs(64, seed=5))
 
 
-def start(folder: Path, name: str, script: str, *words: str) -> subprocess.Popen:
-    """A command of ours in the background; what it says goes to files (a full pipe would stop it)."""
-    # each import is listed on stderr: test_house.py counts what `train.py --swap` walks through
-    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(REPOSITORY / script), *words]
-    with open(folder / f"{name}.out", "wb") as out, open(folder / f"{name}.err", "wb") as err:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err)
+# The first of the two models sees 160 rows only: it has to be in the ensemble, not to be good.
+DEMO = {
+    "ba": ["train.py", "--swap"],
+    "ab": ["train.py", "--limit", "160"],
+    "infer": ["infer.py", "--adapter", "runs/ab", "runs/ba", "--probs", "probs.csv"],
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -129,37 +130,36 @@ def fork_server():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def trainings(request, tmp_path_factory):
-    """The demo's two trainings, begun before the first test where one of the tests asks for `demo`: the
-    slowest thing here runs beside the other tests. Gives the folder and the processes by name.
-
-    The first of the two models sees 160 rows only: it has to be in the ensemble, not to be good.
-    """
-    folder, started = tmp_path_factory.mktemp("demo"), {}
+def demo_commands(request, tmp_path_factory):
+    """The demo's commands, one after the other, begun before the first test where one of the tests asks for
+    `demo`: the slowest thing here runs beside the other tests. Gives the folder and the shell at work."""
+    folder, shell = tmp_path_factory.mktemp("demo"), None
     if any("demo" in getattr(item, "fixturenames", ()) for item in request.session.items):
-        started["ba"] = start(folder, "ba", "train.py", "--swap")
-        started["ab"] = start(folder, "ab", "train.py", "--limit", "160")
-    yield folder, started
-    for process in started.values():
-        process.kill()
-        process.wait()
+        lines = [
+            f"{shlex.join([sys.executable, str(REPOSITORY / script), *words])} >{name}.out 2>{name}.err"
+            for name, (script, *words) in DEMO.items()
+        ]
+        # each import is listed on stderr: test_house.py counts what `train.py --swap` walks through
+        environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = ["sh", "-c", " && ".join(lines)]  # what they say goes to files: a full pipe would stop them
+        shell = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
+    yield folder, shell
+    if shell and shell.poll() is None:
+        os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait()
 
 
 @pytest.fixture(scope="session")
-def demo(trainings):
+def demo(demo_commands):
     """A folder in which the README's demo commands ran, and (stdout's last line, stderr) of each."""
-    folder, started = trainings
-    for name in ("ab", "ba", "infer"):
-        if name == "infer":
-            words = ["--adapter", "runs/ab", "runs/ba", "--probs", "probs.csv"]
-            started[name] = start(folder, name, "infer.py", *words)
-        assert started[name].wait() == 0, (
-            f"{name}: {(folder / f'{name}.err').read_text(encoding='utf-8')[-2000:]}"
-        )
+    folder, shell = demo_commands
+    code = shell.wait()
     said = {
         name: [(folder / f"{name}.{end}").read_text(encoding="utf-8") for end in ("out", "err")]
-        for name in started
+        for name in DEMO
+        if (folder / f"{name}.err").exists()
     }
+    assert code == 0, [err[-2000:] for _, err in said.values()][-1]
     return folder, {name: (json.loads(out.splitlines()[-1]), err) for name, (out, err) in said.items()}
 
 

@@ -9,14 +9,11 @@ reload in a new process.
 """
 
 import json
-import os
-import subprocess
-import sys
 
+import children
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
 from helpers import CPU, adapted
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -104,9 +101,9 @@ for head in ("mlp", "linear"):
         assert torch.equal(model.eval()(ids, mask), logits), head
 print("the same bits")
 """
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert ended.stdout == "the same bits\n", ended.stderr[-2000:]
+    (tmp_path / "reload.py").write_text(program, encoding="utf-8")
+    code, said = children.run(str(tmp_path / "reload"), [])
+    assert code == 0 and said.splitlines()[-1] == "the same bits", said
 
 
 def test_everything_that_is_trained_is_in_the_file_and_nothing_else(tiny, tmp_path):

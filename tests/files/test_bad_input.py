@@ -8,14 +8,13 @@ texts as they were written.
 """
 
 import json
-import subprocess
 import sys
 
+import children
 import numpy as np
 import pandas as pd
 import pytest
 from bad_input import ACCEPTED, ODD, REFUSED, ROW, jsonl
-from conftest import REPOSITORY
 
 import infer
 import train
@@ -101,19 +100,17 @@ def test_repair_leaves_no_text_that_cannot_be_encoded():
         text.encode()
 
 
-@pytest.mark.parametrize("script", ["train.py", "infer.py"])
+@pytest.mark.parametrize("script", ["train", "infer"])
 def test_from_the_shell_it_is_one_line_and_status_1(script, tmp_path, runs):
     path = tmp_path / "pairs.csv"
     path.write_text("id,prompt,response_a,response_b,winner\n1,q,a,b,model_c\n")
     words = ["--data", str(path), "--out", str(tmp_path / "out.csv")]
-    words += ["--adapter", runs[0]] if script == "infer.py" else []
-    ended = subprocess.run(
-        [sys.executable, str(REPOSITORY / script), *words], capture_output=True, text=True, cwd=tmp_path
-    )
+    words += ["--adapter", runs[0]] if script == "infer" else []
+    code, said = children.run(script, words)
     reason = f"{path}: row 1, column winner: 'model_c' is neither response_a nor response_b nor a tie"
     reason += " in any usual word: --winner-words a=WORD b=WORD tie=WORD says which means which"
-    assert ended.returncode == 1 and ended.stdout == ""
-    assert ended.stderr.splitlines()[-1] == f"{script}: {reason}" and "Traceback" not in ended.stderr
+    assert code == 1 and "Traceback" not in said and "{" not in said  # no result
+    assert said.splitlines()[-1] == f"{script}.py: {reason}"
 
 
 def test_the_file_of_held_out_rows_is_checked_too(tmp_path, monkeypatch):

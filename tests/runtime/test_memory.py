@@ -9,6 +9,7 @@ that failed is left: no gradient, no draw of a mask); and the uninterrupted run.
 """
 
 import math
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,21 @@ def trained(words, out: Path, *more: str) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def plain_run(words, tmp_path_factory):
+    """A function (options) -> the folder of the run with these options and memory enough, trained once."""
+
+    @cache
+    def plain_run(*more: str) -> Path:
+        return trained(words, tmp_path_factory.mktemp("plain") / "run", *more)
+
+    return plain_run
+
+
 def test_an_automatic_budget_is_halved_until_the_step_fits_and_stays_there(
-    words, tmp_path, monkeypatch, capsys
+    words, plain_run, tmp_path, monkeypatch, capsys
 ):
-    plain = trained(words, tmp_path / "plain", "--token-budget", "256")
+    plain = plain_run("--token-budget", "256")
     with monkeypatch.context() as patch:
         tried = limit_memory(patch, tokens=270)
         lowered = trained(words, tmp_path / "lowered")
@@ -67,9 +79,9 @@ def test_an_automatic_budget_is_halved_until_the_step_fits_and_stays_there(
     assert "with micro-batches of 512 tokens: again, and from here on, with --token-budget 256" in said
 
 
-def test_an_attempt_that_failed_half_way_leaves_no_trace(words, tmp_path, monkeypatch):
+def test_an_attempt_that_failed_half_way_leaves_no_trace(words, plain_run, tmp_path, monkeypatch):
     """At 512 tokens the first micro-batch goes through, backward and all, and the second does not fit."""
-    plain = trained(words, tmp_path / "plain", "--token-budget", "256")
+    plain = plain_run("--token-budget", "256")
     with monkeypatch.context() as patch:
         tried = limit_memory(patch, tokens=450, fails=(5,))
         again = trained(words, tmp_path / "again")
@@ -77,9 +89,11 @@ def test_an_attempt_that_failed_half_way_leaves_no_trace(words, tmp_path, monkey
     assert_same_run(plain, again)
 
 
-def test_without_dropout_the_result_is_that_of_a_gpu_with_room_up_to_rounding(words, tmp_path, monkeypatch):
+def test_without_dropout_the_result_is_that_of_a_gpu_with_room_up_to_rounding(
+    words, plain_run, tmp_path, monkeypatch
+):
     quiet = ["--lora-dropout", "0", "--head-dropout", "0"]
-    plain = trained(words, tmp_path / "plain", *quiet)
+    plain = plain_run(*quiet)
     with monkeypatch.context() as patch:
         limit_memory(patch, tokens=630, fails=(3,))  # in the third step: 1,024 and 512 still to come
         lowered = trained(words, tmp_path / "lowered", *quiet, "--save-every", "2")
@@ -93,8 +107,10 @@ def test_without_dropout_the_result_is_that_of_a_gpu_with_room_up_to_rounding(wo
     np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
 
 
-def test_an_evaluation_that_does_not_fit_is_done_again_as_well(words, tmp_path, monkeypatch, capsys):
-    plain = trained(words, tmp_path / "plain")
+def test_an_evaluation_that_does_not_fit_is_done_again_as_well(
+    words, plain_run, tmp_path, monkeypatch, capsys
+):
+    plain = plain_run()
     with monkeypatch.context() as patch:
         limit_memory(patch, tokens=10_000, fails=(7,))  # six steps, then the held-out rows
         again = trained(words, tmp_path / "again")
@@ -103,8 +119,10 @@ def test_an_evaluation_that_does_not_fit_is_done_again_as_well(words, tmp_path, 
     pd.testing.assert_frame_equal(first, second, rtol=0, atol=1e-6)
 
 
-def test_a_typed_budget_is_kept_and_the_message_names_the_value_to_try(words, tmp_path, monkeypatch):
-    plain, out = trained(words, tmp_path / "plain", "--token-budget", "512"), tmp_path / "run"
+def test_a_typed_budget_is_kept_and_the_message_names_the_value_to_try(
+    words, plain_run, tmp_path, monkeypatch
+):
+    plain, out = plain_run("--token-budget", "512"), tmp_path / "run"
     with monkeypatch.context() as patch:
         limit_memory(patch, tokens=450, fails=(6,))  # two micro-batches a step: in the third step
         problem = r"step 3, rows \[.*\]: out of GPU memory with micro-batches of 512 tokens: "
@@ -124,9 +142,11 @@ def test_a_row_that_does_not_fit_by_itself_is_said_to_be_too_long(words, tmp_pat
     assert not find_checkpoints(str(tmp_path / "run"))  # nothing was done
 
 
-def test_out_of_memory_in_the_optimiser_is_neither_done_again_nor_saved(words, tmp_path, monkeypatch):
+def test_out_of_memory_in_the_optimiser_is_neither_done_again_nor_saved(
+    words, plain_run, tmp_path, monkeypatch
+):
     """Some weights are new by then and some are not."""
-    plain, out, calls = trained(words, tmp_path / "plain"), tmp_path / "run", []
+    plain, out, calls = plain_run(), tmp_path / "run", []
 
     def half(optimizer, *_):
         calls.append(1)
@@ -151,11 +171,11 @@ def test_out_of_memory_in_the_optimiser_is_neither_done_again_nor_saved(words, t
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize(("number", "order"), [(1, "ab"), (4, "ab"), (4, "both")])
 def test_a_bad_number_stops_the_run_before_its_step_and_leaves_the_steps_before_it(
-    words, pairs_file, tmp_path, monkeypatch, bad, number, order
+    words, plain_run, pairs_file, tmp_path, monkeypatch, bad, number, order
 ):
     """Its message names the step and the ids of its rows, as one reads them from the file by hand."""
+    plain, out = plain_run("--order", order), tmp_path / "run"
     words = [*words, "--order", order]
-    plain, out = trained(words, tmp_path / "plain"), tmp_path / "run"
     real, calls = PreferenceModel.forward, []
 
     def forward(self, input_ids, mask):
@@ -178,8 +198,8 @@ def test_a_bad_number_stops_the_run_before_its_step_and_leaves_the_steps_before_
     assert_same_run(plain, out, saves=False)
 
 
-def test_a_bad_number_in_an_evaluation_on_the_way_costs_no_step(words, tmp_path, monkeypatch):
-    plain, out = trained(words, tmp_path / "plain"), tmp_path / "run"
+def test_a_bad_number_in_an_evaluation_on_the_way_costs_no_step(words, plain_run, tmp_path, monkeypatch):
+    plain, out = plain_run(), tmp_path / "run"
     real = PreferenceModel.forward
 
     def forward(self, *batch):
@@ -201,12 +221,12 @@ def test_inference_lowers_its_budget_too_and_predicts_the_same(runs, tmp_path, s
     words = ["--adapter", *runs, "--data", data, "--out", str(tmp_path / "s.csv"), "--probs"]
     infer.main([*words, str(tmp_path / "plain.parquet")])
     with monkeypatch.context() as patch:
-        tried = limit_memory(patch, tokens=1200)
+        tried = limit_memory(patch, tokens=600)
         infer.main([*words, str(tmp_path / "lowered.parquet")])
-        fits = [size <= 1200 for size in tried]
+        fits = [size <= 600 for size in tried]
         assert all(fits[fits.index(True) :])  # the next part and the next adapter begin with what did fit
-        with pytest.raises(MemoryError, match="micro-batches of 4,000 tokens: try --token-budget 2000"):
-            infer.main([*words, str(tmp_path / "typed.parquet"), "--token-budget", "4000"])
-    assert max(tried) > 1200 and not (tmp_path / "typed.parquet").exists()
+        with pytest.raises(MemoryError, match="micro-batches of 2,000 tokens: try --token-budget 1000"):
+            infer.main([*words, str(tmp_path / "typed.parquet"), "--token-budget", "2000"])
+    assert max(tried) > 600 and not (tmp_path / "typed.parquet").exists()
     plain, lowered = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("plain", "lowered"))
     pd.testing.assert_frame_equal(plain, lowered, rtol=0, atol=1e-6)
