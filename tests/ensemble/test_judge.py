@@ -140,7 +140,7 @@ def test_a_cut_is_said_and_a_long_list_has_a_bar_where_one_pair_is_silent(runs, 
     assert labels == [None, f"{runs[0]} ab"]
     capsys.readouterr()
     judge("Why?", "long " * 100, "No idea.")
-    assert "cut       1 of 1 rows are over --max-length 400 tokens" in capsys.readouterr().err
+    assert "cut       1 of 1 rows are over --max-length 200 tokens" in capsys.readouterr().err
 
 
 def test_what_cannot_be_judged_is_one_line(runs, tmp_path):

@@ -255,13 +255,16 @@ def test_a_data_set_of_the_hub_is_fetched_data_files_only(hub, tmp_path):
 
 def test_configurations_of_the_card_say_what_belongs_together(hub, tmp_path):
     hub.card = CARD
+    ids = {"main:train": "['t0', 't1']", "hard:train": "['o0']", "small": "['e0']"}
+    names = [f"hub:org/name:{each}" for each in ids]
+    refused = {"train": "main:train, hard:train, hard:test, small:train", "hard:test": "no file of hard:test"}
     for offline in ("0", "1"):  # offline, README.md in the cache says it
-        for argument, ids in [("main:train", "['t0', 't1']"), ("hard:train", "['o0']"), ("small", "['e0']")]:
-            assert asked(f"hub:org/name:{argument}", tmp_path, hub.server_port, offline)[0].startswith(ids)
-    listed = "main:train, hard:train, hard:test, small:train"
-    for argument, words in [("train", listed), ("hard:test", "no file of hard:test")]:
-        out, _ = asked(f"hub:org/name:{argument}", tmp_path, hub.server_port)
-        assert out.startswith("REFUSED --data hub:org/name") and words in out and out.count("\n") == 1
+        more = [f"hub:org/name:{each}" for each in refused if offline == "0"]
+        found, _ = asked(tmp_path, hub.server_port, *names, *more, offline=offline)
+        for gives, expected in zip(found, ids.values(), strict=False):
+            assert gives.startswith(f"({expected}")
+        for gives, words in zip(found[3:], list(refused.values())[: len(more)], strict=True):
+            assert gives.startswith("REFUSED --data hub:org/name") and words in gives
 
 
 def test_without_a_network_or_a_data_set_it_is_one_line(hub, tmp_path):
