@@ -109,13 +109,15 @@ def test_no_file_is_longer_than_300_lines_and_no_function_than_60(path):
             assert node.end_lineno - node.lineno + 1 <= 60, node.name
 
 
-def test_the_method_has_at_most_1000_lines_of_code_and_all_that_is_shipped_6100():
+def test_the_method_has_at_most_1000_lines_of_code_and_all_that_is_shipped_6500():
     """5,000 was the plan for all. Three things took more than they were given, and should give some back:
-    reading any layout (560), --matmul int8 (450), bases and adapters of other tools (400)."""
+    reading any layout (580), --matmul int8 (450), bases and adapters of other tools (400). Raised from 6,100
+    for a judge from Python, of one pair and of stdin (160), the folder that servers of classifiers load (150)
+    and blocks for smaller cards (40)."""
     counts = {path: code_lines(path.read_text(encoding="utf-8")) for path in FILES}
     method = {path.name: count for path, count in counts.items() if path.parent == PACKAGE}
     assert sum(method.values()) <= 1000, method
-    assert sum(counts.values()) <= 6100
+    assert sum(counts.values()) <= 6500
 
 
 def wing_of(name: str) -> str:
