@@ -76,7 +76,7 @@ def test_what_is_cut_of_one_pair_is_said_and_a_typed_out_is_written(runs, files,
     words = ["--adapter", runs[0], "--prompt", "long " * 90, "--answers", *files]
     result = infer.main([*words, "--out", str(tmp_path / "s.csv"), "--tta", "all", "--weights", "2"])
     tokens = 2 + len("<prompt>: \n\n<response_a>: \n\n<response_b>: ") + 450 + 19 + 15
-    assert result["tokens"] == tokens and result["cut"] == tokens - 400
+    assert result["tokens"] == tokens and result["cut"] == tokens - 200
     assert result["p_a"] == pytest.approx((result["p_a_ab"] + result["p_a_ba"]) / 2, abs=1e-9)
     said = capsys.readouterr().err
     assert f"{tokens - 400} of {tokens} tokens are cut" in said
