@@ -247,7 +247,10 @@ def each(
         for cell in told:  # no map: a StopIteration of convert would end it without a word
             values.append(convert(cell))
     except ERRORS as error:
-        row, cell = frame[ROW].iloc[len(values)], first[len(values)]
+        place = len(values)
+        if isinstance(first[place], float):  # of [1, null] pandas makes floats: the null is to blame
+            place = next((i for i, cell in enumerate(first) if null(cell)), place)
+        row, cell = frame[ROW].iloc[place], first[place]
         what = f"{'null' if null(cell) else shown(cell)} is {problem}{way_out(key, name, first, cell)}"
         raise ValueError(f"{r.path}: row {row}, column {name}: {what}") from error
     return values
