@@ -185,6 +185,13 @@ def test_dropout_is_drawn_anew_for_each_step_layer_and_product(tiny):
     assert path.dropout_seeds(adapted(tiny, dropout=0.0)[0].model, True) == [None, None]
 
 
+def test_rows_begin_at_multiples_of_8_tokens_which_a_gpus_products_need():
+    packed = collate_packed([np.arange(5, dtype=np.int32), np.arange(9, dtype=np.int32)])
+    assert packed.lengths == [8, 16]
+    assert packed.ids[8:17].tolist() == packed.positions[8:17].tolist() == list(range(9))
+    assert packed.last.tolist() == [4, 16] and packed.ends.tolist()[:3] == [0, 8, 24]
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3"])  # qwen3 has norms of q and k as well
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_residual_stream_stays_bf16_whatever_dtype_the_norms_are_stored_in(family, stored, tmp_path):

@@ -19,6 +19,7 @@ import pytest
 from minarena.data import split, swapped
 from minarena.files import formats
 from minarena.files.pairs import read_pairs
+from minarena.files.verdicts import probability
 
 
 def user(text: str) -> dict:
@@ -255,6 +256,10 @@ def test_pairs_of_probabilities_are_soft_labels_with_and_without_ids(tmp_path):
     for table in (first, second):  # a half is a label here, not a tie
         assert list(table["label"]) == [0.25, 1.0, 0.5] and table["pseudo"].all()
     assert second["id"].is_unique
+
+
+def test_probabilities_that_were_rounded_are_made_to_add_up_to_1():
+    assert probability([0.33, 0.665]) == pytest.approx(0.33 / 0.995, abs=1e-12)
 
 
 @pytest.mark.parametrize("pair", [[0.5, 0.6], [1.2, -0.2], [0.5], [0.2, 0.3, 0.5], [None, 1.0], ["a", "b"]])
