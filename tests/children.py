@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import tempfile
+import threading
 import time
 from multiprocessing import forkserver
 from pathlib import Path
@@ -25,6 +26,8 @@ import bitsandbytes  # noqa: F401  (this and the next two: for the children, onc
 import pyarrow.parquet  # noqa: F401
 import torch
 import transformers.models.gemma2.modeling_gemma2  # noqa: F401
+from tqdm.std import TqdmDefaultWriteLock
+from transformers.utils import logging
 
 import infer  # noqa: F401
 import train  # noqa: F401
@@ -50,9 +53,16 @@ def start_server() -> None:
 
 def warm() -> None:
     """What transformers does at a process's first model (a third of a second), before the children are
-    forked."""
+    forked.
+
+    Without bars: tqdm's lock would then be one for all children, and a child that is killed while it holds
+    the lock would stop all others for ever.
+    """
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         load_backbone(write_tiny(folder), torch.device("cpu"), torch.float32)
+    logging.enable_progress_bar()
+    assert threading.active_count() == 1 and not hasattr(TqdmDefaultWriteLock, "mp_lock")
 
 
 if multiprocessing.parent_process() or sys.argv[0] == "-c":  # in the server
