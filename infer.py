@@ -7,8 +7,8 @@
     python infer.py --adapter runs/ab --data -       lines of JSON on stdin -> a line of JSON a row on stdout
 
 Each adapter sees the rows in the order it was trained in. A long file is done in parts: after an interruption
-the same command goes on. The last line on stdout is one JSON object (on a terminal with
---json only). From Python: minarena/ensemble/judge.py.
+the same command goes on. The last line on stdout is one JSON object (on a terminal with --json only). From
+Python: minarena/ensemble/judge.py.
 """
 
 if __name__ == "__main__":  # the imports below take seconds
@@ -224,7 +224,7 @@ def predict(found: Ensemble, table: pd.DataFrame, parts: Path | None, world: Wor
     one = config.prompt is not None
     base = load_predictor(found, texts, parts=parts, world=world, aloud=not one, kept={} if one else None)
     say_cut(base, texts, adapters, "all" if one else config.tta)
-    start, how = time.perf_counter(), (config.tta_fraction, config.weights)
+    start, how = time.perf_counter(), (config.tta_fraction, config.weights, {})  # {}: passes made so far
     p_a = predict_pairs(base, texts, adapters, config.tta, *how)
     figures = {"seconds": round(time.perf_counter() - start, 2)}
     if one:

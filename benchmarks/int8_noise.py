@@ -30,6 +30,7 @@ from minarena.files.base import load_backbone
 from minarena.files.outliers import COLUMNS, TEXTS, last_hidden, outlier_columns, use_columns_
 from minarena.files.pairs import read_pairs
 from minarena.files.tokenizer import load_tokenizer
+from minarena.lora import layer_number
 from minarena.model import (
     DTYPES,
     AdapterConfig,
@@ -97,7 +98,10 @@ def gradient_errors(model: str, device: torch.device, rows: list, labels: np.nda
     """LoRA's gradients of one step against exact products: cosine and relative error, whole and by matrix."""
     exact = gradients(load_backbone(model, device, torch.float32), rows, labels)
     found = {}
-    for name in ["int8, 0 columns", f"int8, {COLUMNS} columns"] + ["LLM.int8"] * (device.type == "cuda"):
+    products = ["int8, 0 columns", f"int8, {COLUMNS} columns"]
+    if device.type == "cuda":
+        products.append("LLM.int8")
+    for name in products:
         backbone = load_backbone(
             model, device, torch.float32, matmul="llm-int8" if name == "LLM.int8" else "dequant"
         )
@@ -126,7 +130,7 @@ def by_layer(cosines: dict[str, float]) -> list[float]:
     """The least cosine of each layer's matrices."""
     layers: dict[int, float] = {}
     for name, value in cosines.items():
-        number = int(name.split(".layers.")[1].split(".")[0])
+        number = layer_number(name)
         layers[number] = min(round(value, 4), layers.get(number, 1.0))
     return [layers[number] for number in sorted(layers)]
 

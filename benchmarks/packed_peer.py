@@ -87,24 +87,13 @@ def main(argv: list[str] | None = None) -> dict:
 
 def bf16_classifier(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """transformers' Gemma-2 classifier with random weights in `dtype` and minarena's MLP head."""
-    from transformers import AutoModelForSequenceClassification
-
     # FlexAttention has no backward on a CPU; eager attention takes the same mask of packed rows
     attention = "flex_attention" if device.type == "cuda" else "eager"
-
-    def made(**changes):
-        changes |= dict(use_cache=False, num_labels=2)
-        config = base.shape_config(options.shape, **changes)
-        return AutoModelForSequenceClassification.from_config(
-            config, attn_implementation=attention, dtype=dtype
-        )
-
-    with torch.device("meta"):
-        model = made(**({"num_hidden_layers": options.layers} if options.layers else {}))
-    small = dict(made(num_hidden_layers=1, intermediate_size=8, vocab_size=8).named_buffers())
-    for name, _ in list(model.named_buffers()):  # rotary frequencies, Gemma's scale of the embeddings
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, small[name].to(device))
+    changes = dict(use_cache=False, num_labels=2)
+    if options.layers:
+        changes["num_hidden_layers"] = options.layers
+    kind = "AutoModelForSequenceClassification"
+    model = base.model_without_weights(options.shape, device, dtype, attention, kind, **changes)
     torch.manual_seed(0)
     for name, parameter in list(model.named_parameters()):
         parent, _, leaf = name.rpartition(".")

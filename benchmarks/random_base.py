@@ -53,19 +53,7 @@ def random_model(
     makes it, AutoModel or AutoModelForSequenceClassification (replace its head, which stays on the meta
     device).
     """
-    import transformers
-
-    def made(**smaller):
-        config = shape_config(shape, **changes | smaller)
-        return getattr(transformers, kind).from_config(config, attn_implementation=attention, dtype=dtype)
-
-    with torch.device("meta"):
-        model = made()
-    # what __init__ computes (rotary frequencies, Gemma's scale of the embeddings) comes from one small layer
-    small = dict(made(num_hidden_layers=1, intermediate_size=8, vocab_size=8).named_buffers())
-    for name, _ in list(model.named_buffers()):
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, small[name].to(device))
+    model = model_without_weights(shape, device, dtype, attention, kind, **changes)
     torch.manual_seed(0)
     for name, module in list(model.named_modules()):
         parent, _, leaf = name.rpartition(".")
@@ -79,6 +67,26 @@ def random_model(
             module.weight = nn.Parameter(start)
     model.is_loaded_in_8bit = True  # what transformers' loader sets and PEFT reads
     return model.requires_grad_(False)
+
+
+def model_without_weights(
+    shape: str, device: torch.device, dtype: torch.dtype, attention: str, kind: str, **changes
+) -> nn.Module:
+    """random_model's model with its parameters on the meta device and its buffers on `device`."""
+    import transformers
+
+    def made(**smaller):
+        config = shape_config(shape, **changes | smaller)
+        return getattr(transformers, kind).from_config(config, attn_implementation=attention, dtype=dtype)
+
+    with torch.device("meta"):
+        model = made()
+    # what __init__ computes (rotary frequencies, Gemma's scale of the embeddings) comes from one small layer
+    small = dict(made(num_hidden_layers=1, intermediate_size=8, vocab_size=8).named_buffers())
+    for name, _ in list(model.named_buffers()):
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, small[name].to(device))
+    return model
 
 
 def random_int8(linear: nn.Linear, device: torch.device) -> nn.Module:

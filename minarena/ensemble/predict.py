@@ -94,21 +94,22 @@ def predict_pairs(
     tta: str = "none",
     fraction: float = 0.4,
     weights: list[float] | None = None,
+    known: dict[tuple[int, str], pd.Series] | None = None,
 ) -> pd.Series:
     """P(the table's response_a wins), one value for each id. Changes the base's adapter.
 
     table: with repaired texts and unique ids. tta: none, all, or uncertain: all for the `fraction` of the
     rows whose p is nearest 0.5, none for the others (as the 12th-place solution did, see truncation.py).
-    weights: one for each adapter; None: equal.
+    weights: one for each adapter; None: equal. known: (adapter number, order) -> a pass over all rows of this
+    table: those of an earlier call are not made again, new ones are added.
     """
-    known: dict[tuple[int, str], pd.Series] = {}  # passes over all rows
-
+    known = {} if known is None else known
     p_a = average(base, table, adapters, passes(adapters, tta, weights), known)
     if tta == "uncertain":
         nearest = (p_a - 0.5).abs().nsmallest(round(fraction * len(p_a))).index
         rows = table[table["id"].isin(nearest)]  # none, where the fraction of few rows rounds to 0
         if len(rows):
-            both = average(base, rows, adapters, passes(adapters, "all", weights), known)
+            both = average(base, rows, adapters, passes(adapters, "all", weights), dict(known))
             p_a.loc[both.index] = both
     return p_a
 

@@ -103,10 +103,10 @@ def hidden_error(backbone: nn.Module, rows: Sequence[np.ndarray], columns: dict[
     return error.median().item()
 
 
-def use_int8_product_(backbone: nn.Module, tokenizer, rows: Sequence[np.ndarray]) -> tuple[str | None, float]:
-    """(fingerprint of the columns that are used from now on, hidden_error on `rows`); None: none are used.
+def use_int8_product_(backbone: nn.Module, tokenizer, rows: Sequence[np.ndarray]) -> tuple[str, float]:
+    """(fingerprint of the columns that are used from now on, hidden_error on `rows`); "": none are used.
 
-    None where the error is above LARGEST_ERROR: the base goes on multiplying by dequantized weights.
+    "" where the error is above LARGEST_ERROR: the base goes on multiplying by dequantized weights.
     """
     columns = outlier_columns(backbone, encode(tokenizer, demo_pairs(TEXTS, seed=0), max_length=512))
     error = hidden_error(backbone, rows, columns)

@@ -43,6 +43,7 @@ def repaired(table: pd.DataFrame, workers: int | None = None, ranks: int = 1) ->
             with processes(workers) as each:
                 return table.assign(**{column: repaired_column(table[column], each) for column in TEXTS})
         except (BrokenProcessPool, OSError, EOFError):  # the last two: the fork server itself has died
+            # not console.say: that file imports torch, which the processes would then import, too
             print(f"The {workers} processes that repair texts died: one does it, slowly", file=sys.stderr)
     return table.assign(**{column: repaired_column(table[column], map) for column in TEXTS})
 

@@ -27,7 +27,7 @@ from minarena.report import groups, sections, summary
 from minarena.report.page import page, section, styled
 from minarena.report.predictors import best_of, predictors_of
 from minarena.report.runs import read_run
-from minarena.runtime.console import print_json, printable, run_command, say
+from minarena.runtime.console import print_json, run_command, say
 
 
 @dataclass
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> dict:
     rows = {each.name: len(each.rows) for each in predictors}
     result = {"out": config.out, "runs": config.runs, "rows": rows}
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    say(printable(f"{count}, {len(done)} finished -> {config.out}: open it in a browser"))
+    say(f"{count}, {len(done)} finished -> {config.out}: open it in a browser")
     return print_json(result, config.json)
 
 

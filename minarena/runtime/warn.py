@@ -28,8 +28,9 @@ def hard_winners(table: pd.DataFrame) -> pd.Series:
 
 def say_one_sided(table: pd.DataFrame, path: str, columns: dict[str, str]) -> None:
     """columns: names of the answers by `a` and `b`."""
-    mean = hard_winners(table).mean()
-    if len(hard_winners(table)) >= SIGN_FROM and not 0.1 <= mean <= 0.9:
+    winners = hard_winners(table)
+    mean = winners.mean()
+    if len(winners) >= SIGN_FROM and not 0.1 <= mean <= 0.9:
         better, worse = ("a", "b") if mean > 0.5 else ("b", "a")
         share, option = max(mean, 1 - mean), f"--columns chosen={columns[better]} rejected={columns[worse]}"
         say(f"{path}: {columns[better]} wins {share:.0%} of the rows; if it is the better one: {option}")

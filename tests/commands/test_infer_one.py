@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import TEXTS, rows_of_all_lengths
+from helpers import TEXTS, counted, rows_of_all_lengths
 from sklearn.metrics import accuracy_score
 
 import infer
@@ -70,6 +70,12 @@ def test_one_pair_is_judged_in_both_orders_in_one_line_and_writes_no_file(runs, 
         f"P(the first answer is preferred) {result['p_a']:.3f}: {ab:.3f} where it is shown first, {ba:.3f} "
         f"where second, {abs(ab - ba):.3f} apart; nothing is cut"
     )  # and working_folder checks that there is no submission.csv
+
+
+def test_each_order_of_one_pair_is_computed_once_by_each_adapter(runs, files, monkeypatch):
+    calls = counted(monkeypatch)
+    infer.main(["--adapter", *runs, "--prompt", ROW["prompt"], "--answers", *files])
+    assert calls == [1] * 4
 
 
 def test_what_is_cut_of_one_pair_is_said_and_a_typed_out_is_written(runs, files, tmp_path, capsys):

@@ -104,7 +104,8 @@ def test_what_cannot_be_read_says_what_to_do(tmp_path):
 def test_a_cell_that_is_too_large_ends_in_one_line(ending, tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "LIMIT", 10_000)
     monkeypatch.setattr(formats, "BLOCK", 1000)
-    rows = [{**ROW, "id": str(i), "prompt": "x" * (20_000 if i == 2 else 9)} for i in range(4)]
+    lengths = [9, 9, 20_000, 9]  # of the prompts, characters
+    rows = [{**ROW, "id": str(i), "prompt": "x" * length} for i, length in enumerate(lengths)]
     path, table = tmp_path / f"rows{ending}", pa.Table.from_pylist(rows)
     if ending == ".csv":
         lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
