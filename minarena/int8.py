@@ -36,11 +36,16 @@ def dequantize(CB: Tensor, SCB: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mul(CB, (SCB / 127).unsqueeze(1), out=torch.empty(CB.shape, dtype=dtype, device=CB.device))
 
 
+def dequantized(CB: Tensor, SCB: Tensor, dtype: torch.dtype) -> Tensor:
+    """`dequantize` in a form that torch.compile fuses: nothing in fp32 is written to memory."""
+    return (CB * (SCB / 127).unsqueeze(1)).to(dtype)
+
+
 class DequantizedProduct(torch.autograd.Function):
     """x W^T, which keeps only the int8 weights for the backward.
 
-    Autograd on its own would keep every layer's dequantized copy: 16.6 GB at 9B. W is frozen, so only x gets
-    a gradient.
+    x (..., in), CB (out, in) int8 and SCB (out,) fp32 of W; returns (..., out) in x's dtype. Autograd on its
+    own would keep every layer's dequantized copy: 16.6 GB at 9B. W is frozen, so only x gets a gradient.
     """
 
     @staticmethod
@@ -57,11 +62,11 @@ class DequantizedProduct(torch.autograd.Function):
 def round_rows(x: Tensor, rounded: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """x (N, in) -> int8 (N, in) and a scale for each row, (N,) fp32: x is nearly int8 * scale.
 
-    rounded (in,) bool: the columns where it is False are 0 in the result, and no row's scale knows them. A
-    row with a number that is not finite gets a scale that is not.
+    rounded (in,) bool: the columns where it is False are 0 in the result, and do not count in
+    the row's scale. A row with a number that is not finite gets a scale that is not.
     """
     x = x.float() if rounded is None else torch.where(rounded, x.float(), 0.0)
-    largest = x.abs().amax(dim=1).clamp(min=1e-30)  # a row of zeros stays one
+    largest = x.abs().amax(dim=1).clamp(min=1e-30)  # not 0: a row of zeros is rounded to zeros
     return (x * (127 / largest).unsqueeze(1)).round().to(torch.int8), largest / 127
 
 

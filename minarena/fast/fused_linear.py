@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minarena.fast.int8_product import RoundedLoraProduct, rounded_product
-from minarena.int8 import Int8Linear
+from minarena.int8 import Int8Linear, dequantized
 from minarena.lora import LoRALinear
 
 
@@ -33,14 +33,13 @@ def project(
     elif not isinstance(first, LoRALinear):  # a layer below --freeze-layers
         outputs = F.linear(x, dequantized(base.weight, base.SCB, x.dtype)).split(widths, dim=1)
     else:
-        A = (torch.cat([linear.lora_A.weight for linear in linears]) * first.scaling).to(x.dtype)  # (n R, in)
         B = torch.block_diag(*(linear.lora_B.weight for linear in linears)).to(x.dtype)  # (out, n R)
         if torch.is_grad_enabled():
-            u = F.linear(x if seed is None else hash_dropout(x, first.dropout.p, seed), A)  # (N, n R)
+            u = lora_input(linears, x, seed)
             outputs = FusedLoraProduct.apply(x, u, base.weight, base.SCB, B, widths)
         else:  # no gradient needed: merge LoRA into W; that costs as much as a few dozen tokens
-            merged = (dequantized(base.weight, base.SCB, torch.float32) + B @ A).to(x.dtype)
-            outputs = F.linear(x, merged).split(widths, dim=1)
+            W = dequantized(base.weight, base.SCB, torch.float32) + B @ scaled_A(linears, x.dtype)
+            outputs = F.linear(x, W.to(x.dtype)).split(widths, dim=1)
     if base.bias is None:
         return outputs
     return [y + bias.to(y.dtype) for y, bias in zip(outputs, base.bias.split(widths), strict=True)]
@@ -50,16 +49,25 @@ def project_rounded(
     linears: Sequence[nn.Module], base: Int8Linear, x: Tensor, seed: Tensor | None, widths: list[int]
 ) -> Sequence[Tensor]:
     """`project` where the base rounds its inputs to int8, too; the bias is the caller's."""
-    first = linears[0]
     weights = base.weight, base.SCB, base.columns, base.rounded, base.outliers
-    if not isinstance(first, LoRALinear):
+    if not isinstance(linears[0], LoRALinear):
         return rounded_product(x, x[:, :0], x.new_empty(sum(widths), 0), *weights, widths)
-    A = (torch.cat([linear.lora_A.weight for linear in linears]) * first.scaling).to(x.dtype)  # (n R, in)
     B = torch.cat([linear.lora_B.weight for linear in linears]).to(x.dtype)  # (out, R)
-    u = F.linear(x if seed is None else hash_dropout(x, first.dropout.p, seed), A)  # (N, n R)
+    u = lora_input(linears, x, seed)
     if torch.is_grad_enabled():
         return RoundedLoraProduct.apply(x, u, B, *weights, widths)
     return rounded_product(x, u, B, *weights, widths)
+
+
+def lora_input(linears: Sequence[LoRALinear], x: Tensor, seed: Tensor | None) -> Tensor:
+    """u = dropout(x) A^T of n projections, (N, n R), in x's dtype; x (N, in). seed: of `project`."""
+    dropped = x if seed is None else hash_dropout(x, linears[0].dropout.p, seed)
+    return F.linear(dropped, scaled_A(linears, x.dtype))
+
+
+def scaled_A(linears: Sequence[LoRALinear], dtype: torch.dtype) -> Tensor:
+    """All A times LoRA's scaling, (n R, in)."""
+    return (torch.cat([linear.lora_A.weight for linear in linears]) * linears[0].scaling).to(dtype)
 
 
 def hash_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
@@ -107,18 +115,15 @@ def concat_wb(CB: Tensor, SCB: Tensor, B: Tensor) -> Tensor:
     return torch.cat([dequantized(CB, SCB, B.dtype), B], dim=1)
 
 
-def dequantized(CB: Tensor, SCB: Tensor, dtype: torch.dtype) -> Tensor:
-    """int8.dequantize in a form that the compiler fuses: nothing in fp32 is written to memory."""
-    return (CB * (SCB / 127).unsqueeze(1)).to(dtype)
-
-
 def base_of(linear: nn.Module) -> nn.Module:
     return linear.base_layer if isinstance(linear, LoRALinear) else linear
 
 
 def fuse_weights_(linears: Sequence[nn.Module]) -> Int8Linear:
-    """One matrix of the int8 weights of projections that share an input; their own weights become views of
-    it."""
+    """One matrix of the int8 weights of projections that share an input.
+
+    Their own weights become views of it.
+    """
     bases = [base_of(linear) for linear in linears]
     bias = None if bases[0].bias is None else torch.cat([base.bias for base in bases])
     CB, SCB = (torch.cat([getattr(base, name) for base in bases]) for name in ("weight", "SCB"))

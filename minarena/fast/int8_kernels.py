@@ -36,7 +36,12 @@ def launch_(
     side_W: Tensor | None,
     widths: list[int],
 ) -> None:
-    """Write y (N, out). Row strides must be multiples of 16 bytes: `in` of 16, out and side columns of 8."""
+    """Write y (N, out) bf16, in place: Y of int8_product.py; without W_scale and the side: (q W^T) * scale.
+
+    q (N, in) int8, scale (N,) fp32, W (out, in) int8, W_scale (out,) fp32; side_x (N, S), or one such block
+    for each of `widths`, side by side, and side_W (out, S), both bf16. Row strides must be multiples of 16
+    bytes: `in` of 16, out and side columns of 8.
+    """
     blocks, processors, hopper = card(q.device)
     rows, columns, depth, warps, stages, per = blocks.int8
     S = 0 if side_W is None else side_W.size(1)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minarena.int8 import round_rows
+from minarena.fast.packing import round_up
+from minarena.int8 import dequantized, round_rows
 
 SIDE_MULTIPLE = 32  # columns of the second product's tiles
 
@@ -105,7 +106,7 @@ class RoundedLoraProduct(torch.autograd.Function):
             dx.append(int8_gradient(q, scale, W, grad))
             du.append(grad @ B_part)
             dB.append(grad.T @ u_part)
-        # not sum(), whose 0 at the start is one more addition for the compiler to write
+        # reduce, not sum(): fused_linear.py
         return reduce(torch.add, dx), torch.cat(du, dim=1), torch.cat(dB), *[None] * 6
 
 
@@ -126,8 +127,8 @@ def rounded_product(
     """
     q, scale = round_rows(x, rounded)
     R, spared = B.size(1), x[:, columns]
-    W_spared = (outliers * (SCB / 127).unsqueeze(1)).to(x.dtype)
-    fill = -(len(columns) + R) % SIDE_MULTIPLE
+    W_spared, used = dequantized(outliers, SCB, x.dtype), len(columns) + R
+    fill = round_up(used, SIDE_MULTIPLE) - used
     blocks = u.split(R, dim=1) if R else [u]
     side_x = torch.cat([t for block in blocks for t in (spared, block, x.new_zeros(len(x), fill))], dim=1)
     side_W = torch.cat([W_spared, B, B.new_zeros(len(B), fill)], dim=1)

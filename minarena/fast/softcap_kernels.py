@@ -74,8 +74,7 @@ def launch_kernel(
 
 @triton.jit
 def block_of_tile(tiles, TILE: tl.constexpr, OWN: tl.constexpr):
-    """This program's row start, row end, number of the row's first tile pair, tile start, block start in
-    the tile."""
+    """This program's: row start, row end, the row's first tile pair, tile start, block start in the tile"""
     number = tl.program_id(0)
     tile = tiles + number // (TILE // OWN) * 4  # one line of tiles_of's table
     return (tl.load(tile), tl.load(tile + 1), tl.load(tile + 3), tl.load(tile + 2),
@@ -139,8 +138,7 @@ def backward_dq_kernel(q, k, v, out, grad, lse, dq, P_out, dS_out, tiles,
                        SCALE: tl.constexpr, CAP: tl.constexpr,
                    WINDOW: tl.constexpr, H: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
                    TILE: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr):  # fmt: skip
-    """dQ; and for transpose_product_kernel P and dS, TILE x TILE for each pair of tiles, 0 where nothing
-    is seen."""
+    """dQ; P and dS for transpose_product_kernel, TILE x TILE for a pair of tiles, 0 where nothing is seen."""
     start, end, before, tile, block = block_of_tile(tiles, TILE, OWN)
     head, first = tl.program_id(1), tile + block
     query = first + tl.arange(0, OWN)

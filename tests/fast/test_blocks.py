@@ -17,7 +17,7 @@ import torch
 
 from minarena.fast import path
 from minarena.fast.blocks import BLOCKS, blocks_of
-from minarena.fast.softcap_tiles import tiles_of
+from minarena.fast.softcap_tiles import TILE, tiles_of
 
 # compute capability and KiB of shared memory that a program may have
 CARDS = {
@@ -38,6 +38,12 @@ def test_each_card_has_blocks_that_fit_and_a_smaller_one_none(monkeypatch):
         found = SimpleNamespace(major=major, shared_memory_per_block_optin=memory * 1024)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=found: found)
         assert blocks_of(torch.device("cuda")) is wanted, (major, memory)
+
+
+@pytest.mark.parametrize("row", BLOCKS.values(), ids=BLOCKS)
+def test_the_blocks_of_attention_nest(row):
+    """Otherwise the kernel of dK and dV reads memory that was never written."""
+    assert row.keys[1] <= row.keys[0] <= row.queries[0] <= TILE
 
 
 @pytest.fixture(params=CARDS)
