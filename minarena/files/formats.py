@@ -59,7 +59,7 @@ def endings(path: str) -> tuple[str, str]:
 
 def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
     """(the next ROWS rows with the file's own columns, bytes of the file read so far); what the file holds
-    must be what its ending says."""
+    must be what its ending says, and have a row."""
     ending, zipped = endings(path)
     if ending not in KINDS:
         known = f"known are {', '.join(KINDS)}, also with {', '.join(COMPRESSED)}"
@@ -84,6 +84,8 @@ def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
                     yield pd.DataFrame(batch, columns=columns, dtype=object), place
     except Exception as error:  # pyarrow alone raises a dozen kinds for a damaged file
         raise ValueError(f"{path}: not readable as {ending[1:]}: {first_line(error)}") from error
+    if not done:
+        raise ValueError(f"{path}: no rows")
 
 
 # Each gives (the columns' names, or None where each row has its own; the rows one by one).

@@ -79,8 +79,6 @@ def read_file(
         first.append(frame)
         if sum(len(rows) for rows, _ in first) >= HEAD:
             break
-    if not first:
-        raise ValueError(f"{path}: no rows")
     head = pd.concat([rows for rows, _ in first], ignore_index=True).head(HEAD)
     reading = reading_of(head, path, columns, words, training=ties is not None)
     look = {"desc": f"read {printable(Path(path).name)}", "unit": "B", "unit_scale": True, "disable": None}

@@ -5,7 +5,8 @@
 
 The page is one file without script, font or request. It is made of each run's train_config.json, log.jsonl
 and, once the run is finished, eval.parquet; texts, groups and lengths come from the data files that are named
-in the record. The page is about the judge with the lowest log loss. A difference below two standard errors is
+in the record. The page is about one judge: the one with the lowest log loss among all that judge the rows of
+the last one (a --probs file, or the ensemble, or the last run). A difference below two standard errors is
 called noise. What it does not do: load a model. Nothing imports this file.
 """
 

@@ -82,7 +82,8 @@ def read_probs(path: str, known: list[pd.DataFrame]) -> pd.DataFrame:
     if not {"id", "winner_model_a"} <= set(frame.columns) or not known:
         needs = "needs columns id, winner_model_a, and --data FILE or a finished run"
         raise ValueError(f"--probs {path}: {needs}")
-    rows = pd.concat(known).dropna(subset="label")
+    # "cut" only a finished run has, "language" only a file that names it: where no table does, all is unknown
+    rows = pd.concat([*known, pd.DataFrame(columns=["cut", "language"])]).dropna(subset="label")
     rows = rows[~rows.index.duplicated()]
     p = pd.to_numeric(frame.set_index(frame["id"].astype(str))["winner_model_a"], errors="coerce")
     p = p[~p.index.duplicated()].reindex(rows.index)
@@ -99,7 +100,15 @@ def judged(rows: pd.DataFrame, p: pd.Series) -> pd.DataFrame:
 
 
 def best_of(predictors: list[Predictor]) -> Predictor:
-    """The predictor with the lowest log loss, of those that judge the same rows as the last one."""
+    """The predictor with the lowest log loss, of rivals_of(predictors)."""
+    return min(rivals_of(predictors), key=lambda each: each.rows["loss"].mean())
+
+
+def rivals_of(predictors: list[Predictor]) -> list[Predictor]:
+    """Those that judge the same rows as the last one: log losses of other rows cannot be compared.
+
+    The last one is what the reader asked for beside the runs, a --probs file, or else the ensemble, or else
+    the last run.
+    """
     ids = set(predictors[-1].rows.index)
-    rivals = [each for each in predictors if set(each.rows.index) == ids]
-    return min(rivals, key=lambda each: each.rows["loss"].mean())
+    return [each for each in predictors if set(each.rows.index) == ids]

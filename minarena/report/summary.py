@@ -11,7 +11,7 @@ from statistics import median
 
 from minarena.config import TrainConfig
 from minarena.report import figures, page
-from minarena.report.predictors import Predictor
+from minarena.report.predictors import Predictor, rivals_of
 from minarena.report.runs import PEOPLE, Run, about
 from minarena.report.words import Estimate, Words, difference, mean, side, verdict
 
@@ -52,9 +52,9 @@ def opening(best: Predictor, predictors: list[Predictor]) -> dict[str, str]:
     what = "position and length" if found.lengths else "position"
     answer, meaning = (getattr(words, side(found.gain)) for words in (ANSWERS, LEARNT))
     evidence = f"The judge is {best.name}"
-    if len(predictors) > 1:
+    if (rivals := len(rivals_of(predictors))) > 1:
         evidence += (
-            f": of {len(predictors)} judges it has the lowest log loss, a choice that flatters it a little"
+            f": of {rivals} judges of the same rows it has the lowest log loss, which flatters it a little"
         )
     evidence += f". Its log loss on {found.rows:,} held-out rows is "
     evidence += f"{found.loss}. This is {verdict(found.gain, LOSS)} the {found.simple} of a logistic "

@@ -277,6 +277,19 @@ def test_an_unfinished_run_is_read_up_to_the_line_that_is_being_written(table, t
 
 
 @undrawn
+def test_an_unfinished_run_and_a_file_of_probabilities_make_a_page(table, tmp_path):
+    """Which rows were cut is known of finished runs alone, and a data file need not name languages."""
+    running = cut_off(write_run(tmp_path / "running", table), 17)
+    for name, rows in (("with", table), ("without", table.drop(columns="language"))):
+        data, probs = write_pairs(tmp_path / f"{name}.parquet", rows), tmp_path / f"{name}.csv"
+        p = 0.3 + 0.4 * rows["label"].where(rows.index % 7 > 0, 1 - rows["label"])
+        pd.DataFrame({"id": rows["id"], "winner_model_a": p}).to_csv(probs)
+        page, _ = made(running, "--data", data, "--probs", probs, out=tmp_path / "r.html")
+        assert cells(page)[probs.name][0] == "150" and "cut at --max-length" not in page
+        assert "The 20 most confident mistakes" in page and (" (English)" in page) == (name == "with")
+
+
+@undrawn
 def test_lines_of_the_log_that_cannot_be_read_are_left_out(table, tmp_path):
     run = write_run(tmp_path / "run", table)
     lines = (run / "log.jsonl").read_text().splitlines()
@@ -420,6 +433,7 @@ def test_what_cannot_be_read_is_one_line_that_names_it(two, table, tmp_path, cap
     (damaged / "eval.parquet").write_bytes(b"PAR1")
     (tmp_path / "none").mkdir()
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "header.csv").write_text("id,winner_model_a\n")
     pd.DataFrame({"id": ["x"], "winner_model_a": [0.5]}).to_csv(tmp_path / "strange.csv")
     for words, named in (
         ([tmp_path / "none"], "none: no run of train.py: there is no train_config.json"),
@@ -427,6 +441,7 @@ def test_what_cannot_be_read_is_one_line_that_names_it(two, table, tmp_path, cap
         ([two[0], "--probs", tmp_path / "other.csv"], "other.csv: needs columns id, winner_model_a"),
         ([two[0], "--probs", tmp_path / "strange.csv"], "no probabilities of rows with a known label"),
         ([two[0], "--probs", tmp_path / "no.csv"], "no.csv: no such file"),
+        ([two[0], "--probs", tmp_path / "header.csv"], "header.csv: no rows"),
     ):
         with pytest.raises(ValueError, match=named) as caught:
             report.main([*map(str, words), "--out", str(tmp_path / "r.html")])
@@ -513,8 +528,9 @@ def test_the_page_begins_with_an_answer_and_five_figures_of_the_best_judge(two, 
     p["ensemble"] = (ab["p_a_ab"] + ba["p_a_ba"]) / 2
     losses = {name: log_loss(label, each) for name, each in p.items()}
     best = min(losses, key=losses.get)
-    assert f"The judge is {best}: of 7 judges it has the lowest log loss, a choice that" in html.unescape(
-        page
+    assert (
+        f"The judge is {best}: of 7 judges of the same rows it has the lowest log loss, which flatters"
+        in html.unescape(page)
     )
     assert answer(page) == "Yes: the judge knows something that position and length alone cannot tell."
     right = ((p[best] > 0.5) == label).to_numpy().astype(float)
@@ -671,6 +687,20 @@ def test_two_predictors_are_compared_row_by_row(two, table, tmp_path):
     (sentence,) = [s for s in said if s.startswith("The log loss of")]
     found = f"{runs[1]} in order ab ({gap.mean():+.3f} ± {paired:.3f})"
     assert found in sentence.partition("It is better than ")[2]
+
+
+@undrawn
+def test_only_judges_of_the_same_rows_are_called_rivals(table, tmp_path):
+    """The first run has the lower log loss, on rows that the second one never saw."""
+    knows = 0.1 + 0.8 * table["label"].head(70)
+    first = predicting(write_run(tmp_path / "first", table.head(70)), knows, knows)
+    second = write_run(tmp_path / "second", table.tail(80))
+    page, _ = made(first, second, out=tmp_path / "r.html")
+    assert f"The judge is {second} in " in page and ": of 3 judges of the same rows it has" in page
+    probs = tmp_path / "probs.csv"  # no run has exactly these rows
+    pd.DataFrame({"id": table["id"].head(75), "winner_model_a": 0.6}).to_csv(probs)
+    page, _ = made(first, second, "--probs", probs, out=tmp_path / "r.html")
+    assert "The judge is probs.csv. Its log loss on 75 held-out rows is" in page
 
 
 @undrawn
