@@ -109,9 +109,10 @@ def computing(options: dict) -> tuple[Compute, dict]:
 
 
 def events(out: Path, saves: bool = True) -> list[dict]:
-    """The log without the one figure that is a measurement of time, and if not `saves` without these."""
+    """The log without its two measurements of time, and if not `saves` without these."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert all(line.pop("tokens_per_second") > 0 for line in lines if line["event"] == "step")
+    steps = [line for line in lines if line["event"] == "step"]
+    assert all(line.pop("tokens_per_second") > 0 and line.pop("seconds", 1) > 0 for line in steps)
     return [line for line in lines if saves or line["event"] != "save"]
 
 

@@ -241,7 +241,8 @@ class Run:
             self.record["token_budget_used"] = self.compute.token_budget
             if self.writes:
                 write_record(self.out, self.record)
-        self.log("step", step, **figures, tokens_per_second=round(tokens / seconds, 1))
+        speed = round(tokens / seconds, 1)
+        self.log("step", step, **figures, seconds=round(seconds, 4), tokens_per_second=speed)
         speed = self.tokens / (time.perf_counter() - self.started)
         now = f"loss {figures['loss']:.4f}, lr {figures['lr']:.1e}, {speed:,.0f} tokens/s"
         self.bar.set_postfix_str(now)

@@ -136,7 +136,7 @@ def write_judge(folder: Path, judge: Judge, base: str) -> None:
     (folder / "README.md").write_text(card(judge, base), encoding="utf-8")
     text = TEMPLATE.format(PROBE, tokenizer.eos_token, PROBE)
     wanted = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    wanted = [*ids.values()][:-1] + wanted + [ids[tokenizer.eos_token]]
+    wanted = [*(ids[token] for token in begin), *wanted, ids[tokenizer.eos_token]]
     by_class = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if by_class(text, verbose=False)["input_ids"] != wanted:  # it builds the pipelines of some classes anew
         say("tokenizer AutoTokenizer gives a text other ids: load it by PreTrainedTokenizerFast")

@@ -158,9 +158,10 @@ def device(record: dict) -> str:
 
 
 def time(run: Run) -> str:
-    """The seconds of the run, and the median speed of its steps."""
-    seconds = [event["seconds"] for event in run.events if isinstance(event.get("seconds"), int | float)]
-    speeds = [event.get("tokens_per_second") for event in run.events if event["event"] == "step"]
-    speeds = [speed for speed in speeds if isinstance(speed, int | float)]
-    said = f"{seconds[-1]:,.0f} s" if seconds else NOT_RECORDED
+    """The seconds of all steps, also those before --resume, and the median speed of a step."""
+    seconds, speeds = (
+        [event[key] for event in run.events if isinstance(event.get(key), int | float)]
+        for key in ("seconds", "tokens_per_second")
+    )
+    said = f"{sum(seconds):,.0f} s in {len(seconds):,} steps" if seconds else NOT_RECORDED
     return f"{said}; {median(speeds):,.0f} tokens/s in the median step" if speeds else said

@@ -200,6 +200,18 @@ def test_a_tokenizer_with_its_own_pipeline_gives_the_ids_of_the_run(kind, class_
     assert tokenizer.pad_token_id not in (None, 1)
 
 
+def test_a_base_whose_bos_is_its_eos_gets_both_and_no_warning(tmp_path, capsys):
+    """As GPT-2's: every row begins and ends with the same token."""
+    base = write_base("llama", tmp_path / "base", bos_token="<eos>", vocab_size=400)
+    run = write_run(base, tmp_path / "run")
+    made(base, run, tmp_path / "judge", "--float")
+    text, tokenizer = TEMPLATE.format(*TEXTS[:3]), load_tokenizer(base)
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == 1
+    ids = [1, *tokenizer(text, add_special_tokens=False)["input_ids"], 1]
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "judge")(text)["input_ids"] == ids
+    assert "gives a text other ids" not in capsys.readouterr().err
+
+
 def test_ids_that_transformers_makes_otherwise_are_said(tmp_path, capsys):
     """It builds the pipeline of any qwen2 anew (DeepSeek-R1-Distill-Qwen's)."""
     base = write_base("qwen2", tmp_path / "base", vocab_size=400)

@@ -497,6 +497,12 @@ def test_the_demos_own_runs_make_the_page_that_the_readme_shows(demo, tmp_path, 
         expected = tuple(f"{result[k]:.3f} ± {result[k + '_se']:.3f}" for k in ("accuracy", "log_loss"))
         assert found[name] == ("600", *expected)  # the standard errors, too, are over prompts in both
     assert found["ensemble"] == found["probs.csv"]
+    for order, run in zip(
+        ("ab", "ba"), facts(page), strict=True
+    ):  # evaluations and checkpoints are not steps
+        stated, whole = int(run["time"].split()[0]), said[order][0]["seconds"]
+        assert round(0.3 * whole) <= stated <= round(whole)
+        assert f" s in {said[order][0]['steps']} steps; " in run["time"]
 
 
 @pytest.fixture
@@ -627,13 +633,13 @@ def test_where_figures_come_from_is_said_and_what_is_not_recorded_is_called_so(p
         "data_files": [file_record(data)],
     }  # fmt: skip
     whole = write_run(tmp_path / "whole", rows, **known)
-    event = {"event": "eval", "step": 40, "seconds": 1234.5, "tokens_per_second": 9.0}
+    times = enumerate([(600.25, 5), (400, 7000), (None, None), (234.25, 9000)])
     steps = [
-        {"event": "step", "step": i, "tokens_per_second": speed}
-        for i, speed in enumerate((5, 7000, None, 9000))
+        {"event": "step", "step": i, "seconds": seconds, "tokens_per_second": speed}
+        for i, (seconds, speed) in times
     ]
     with open(whole / "log.jsonl", "a") as log:
-        log.writelines(json.dumps(each) + "\n" for each in [*steps, event])
+        log.writelines(json.dumps(each) + "\n" for each in steps)
     bare = write_run(tmp_path / "bare", rows, limit=5, swap=True, data=["a.csv", "b.csv"])
     found, nothing = facts(made(whole, bare, out=tmp_path / "r.html")[0])
     assert found == {
@@ -643,7 +649,7 @@ def test_where_figures_come_from_is_said_and_what_is_not_recorded_is_called_so(p
         "labels": "from the files; 150 held-out rows",
         "base": "tiny",
         "device": "2 × NVIDIA H100, bf16 fast path",
-        "time": "1,234 s; 7,000 tokens/s in the median step",
+        "time": "1,234 s in 3 steps; 7,000 tokens/s in the median step",
         "commit": "0123456789ab, with changes that are not committed",
         "versions": "torch 2.13.0, transformers 5.23.0",
     }
