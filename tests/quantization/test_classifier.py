@@ -202,7 +202,10 @@ def test_a_tokenizer_with_its_own_pipeline_gives_the_ids_of_the_run(kind, class_
 
 def test_a_base_whose_bos_is_its_eos_gets_both_and_no_warning(tmp_path, capsys):
     """As GPT-2's: every row begins and ends with the same token."""
-    base = write_base("llama", tmp_path / "base", bos_token="<eos>", vocab_size=400)
+    base = write_base("llama", tmp_path / "base", vocab_size=400)
+    path = Path(base) / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) | {"bos_token": "<eos>"}
+    path.write_text(json.dumps(settings), encoding="utf-8")
     run = write_run(base, tmp_path / "run")
     made(base, run, tmp_path / "judge", "--float")
     text, tokenizer = TEMPLATE.format(*TEXTS[:3]), load_tokenizer(base)
