@@ -32,6 +32,7 @@ from minarena.config import QuantizeConfig, parse
 from minarena.dist import this_world
 from minarena.files.base import base_folder, load_backbone
 from minarena.files.durable import RECORDED, commit
+from minarena.files.outliers import relative_change
 from minarena.files.tokenizer import load_tokenizer
 from minarena.int8 import Int8Linear
 from minarena.lora import PROJECTIONS, is_projection, layer_number
@@ -42,6 +43,7 @@ from minarena.quantization.stream import (
     bytes_to_write,
     convert,
     float_rows,
+    free_names,
     new_folder,
     open_source,
 )
@@ -51,7 +53,7 @@ from minarena.text import encode, pad_id
 from minarena.tiny import demo_pairs
 
 MEMORY = 4e9  # bytes that the command may take on a CPU, the comparison of hidden states included
-TEXTS = 8  # generated pairs that the hidden states are compared on
+COMPARED_PAIRS = 8  # generated pairs that the hidden states are compared on
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -61,6 +63,7 @@ def main(argv: list[str] | None = None) -> dict:
     plain_bars()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
+    free_names(config.out)  # before anything is fetched or printed
     with base_folder(config.model) as name:
         source = open_source(name, config.adapter, config.labels, config.float)
         if source.is_8bit() and not config.adapter and source.head == "base":
@@ -85,7 +88,7 @@ def main(argv: list[str] | None = None) -> dict:
             (folder / "quantization.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     size = sum(file.stat().st_size for file in Path(config.out).iterdir())
     if errors:
-        table(record)
+        print_errors(record)
     say(f"{config.model} -> {config.out}: {size / 1e9:.2f} GB, {seconds:.0f} s.")
     how = f"read {config.out}/README.md" if judge else f"python train.py --model {config.out} --data FILE"
     say(f"Next: {how}")
@@ -121,13 +124,13 @@ def fits(source: Source, device: torch.device) -> bool:
 @torch.no_grad()
 def hidden_change(folder: Path, source: Source, device: torch.device) -> dict[str, float]:
     """Relative change |h_int8 - h| / |h| of each text's last hidden state, h by the merged float projections,
-    all else equal, computed in fp32: the median and the worst of the demo's TEXTS pairs."""
+    all else equal, computed in fp32: the median and the worst of the demo's COMPARED_PAIRS pairs."""
     backbone = load_backbone(str(folder), device, torch.float32)
     model = PreferenceModel(backbone, nn.Identity())  # no head: gives the last token's hidden state
     tokenizer = load_tokenizer(str(folder))
-    rows = encode(tokenizer, demo_pairs(TEXTS, seed=0), max_length=512)
+    rows = encode(tokenizer, demo_pairs(COMPARED_PAIRS, seed=0), max_length=512)
     batch = collate(rows, pad_id(tokenizer), device)
-    with_int8 = model(*batch)  # (TEXTS, C)
+    with_int8 = model(*batch)  # (COMPARED_PAIRS, C)
     for name, module in list(backbone.named_modules()):
         if isinstance(module, Int8Linear):
             W = torch.cat([*float_rows(source, f"model.{name}.weight", device)]).float()
@@ -136,8 +139,8 @@ def hidden_change(folder: Path, source: Source, device: torch.device) -> dict[st
             linear.bias = None if module.bias is None else nn.Parameter(module.bias.float())
             backbone.set_submodule(name, linear)
     exact = model(*batch)
-    change = ((with_int8 - exact).norm(dim=1) / exact.norm(dim=1)).tolist()
-    return {"texts": TEXTS, "median": median(change), "worst": max(change)}
+    change = relative_change(with_int8, exact).tolist()
+    return {"texts": COMPARED_PAIRS, "median": median(change), "worst": max(change)}
 
 
 def summary(errors: dict[str, float]) -> dict[str, dict]:
@@ -152,7 +155,9 @@ def summary(errors: dict[str, float]) -> dict[str, dict]:
     return result
 
 
-def table(record: dict) -> None:
+def print_errors(record: dict) -> None:
+    """Print |W_int8 - W| / |W| of each projection, in percent: median and worst of its matrices; and
+    |h_int8 - h| / |h| of the last hidden state: median and worst of the texts."""
     say("\nrelative error of   matrices   median    worst")
     for name, row in record["projections"].items():
         cells = f"{row['matrices']:8}   {row['median']:6.2%}   {row['worst']:6.2%}"

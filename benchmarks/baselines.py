@@ -10,7 +10,6 @@ last line on stdout is one JSON object.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -19,9 +18,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import pandas as pd
 
+from benchmarks.random_base import print_result
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
 from minarena.metrics import scores, standard_error
+from minarena.report import reliability
 from minarena.runtime.console import run_command
 
 
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> dict:
     if options.data:
         train = read_labelled(options.data)
         result |= {"fitted_rows": len(train), "length_regression": length_regression(train, held_out)}
-    print(json.dumps(result | {"options": vars(options)}))
+    print_result(vars(options), result)
     return result
 
 
@@ -53,7 +54,7 @@ def lengths(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def longer_wins(table: pd.DataFrame) -> dict[str, float]:
     """Accuracy of "the longer answer wins", with its standard error."""
     a, b = lengths(table)
-    right = np.where(a == b, 0.5, (a > b) == (table["label"].to_numpy() > 0.5))
+    right = reliability.longer_wins(a, b, table["label"].to_numpy())
     return {
         "accuracy": float(right.mean()),
         "accuracy_se": standard_error(right, table["prompt"].to_numpy()),

@@ -6,10 +6,10 @@
 Every row is predicted as it stands, and again with each suffix at the end of response_a, then of response_b:
 the template's marks with a claim behind them, a copy of the other response, the tokenizer's special tokens as
 text, and a plain sentence of like length, without which the rest says nothing. `moved` is the mean change of
-P(response_a), `moved_abs` of its size, `flipped` the share of rows whose verdict changes, each with its
-standard error; `accuracy`, of the rows that have a winner, is what is left of it. A suffix helps the side
-that bears it where `moved` is above 0 for a, below 0 for b. Predicted as infer.py does, by predict_pairs. The
-last line on stdout is one JSON object.
+P(response_a), `moved_abs` the mean absolute change, `flipped` the share of rows whose verdict changes, each
+with its standard error; `accuracy`, of the rows that have a winner, is what is left of it. A suffix helps the
+side that bears it where `moved` is above 0 for a, below 0 for b. Predicted as infer.py does, by
+predict_pairs. The last line on stdout is one JSON object.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def suffixes(tokenizer) -> dict:
 
 
 def change(before: np.ndarray, after: np.ndarray, prompt: np.ndarray) -> dict[str, float]:
-    """Of P(response_a), all (rows,): the mean change, that of its size, the share of changed verdicts."""
+    """Of P(response_a), all (rows,): mean change, mean absolute change, share of changed verdicts."""
     moves = {"moved": after - before, "moved_abs": np.abs(after - before)}
     moves["flipped"] = ((after > 0.5) != (before > 0.5)).astype(float)
     means = {name: round(float(values.mean()), 5) for name, values in moves.items()}

@@ -27,7 +27,14 @@ from torch import Tensor, nn
 from benchmarks.random_base import print_result
 from minarena.fast.path import take_fast_path_
 from minarena.files.base import load_backbone
-from minarena.files.outliers import COLUMNS, TEXTS, last_hidden, outlier_columns, use_columns_
+from minarena.files.outliers import (
+    COLUMN_PAIRS,
+    COLUMNS,
+    last_hidden,
+    outlier_columns,
+    relative_change,
+    use_columns_,
+)
 from minarena.files.pairs import read_pairs
 from minarena.files.tokenizer import load_tokenizer
 from minarena.lora import layer_number
@@ -57,7 +64,7 @@ def main(argv: list[str] | None = None) -> dict:
         result = {"losses": fifty_losses(device)}
     else:
         tokenizer = load_tokenizer(options.model)
-        tables = {"fixed": demo_pairs(TEXTS, seed=0), "data": read_pairs([options.data], TEXTS)}
+        tables = {"fixed": demo_pairs(COLUMN_PAIRS, seed=0), "data": read_pairs([options.data], COLUMN_PAIRS)}
         texts = {name: encode(tokenizer, table, LONGEST) for name, table in tables.items()}
         held_out = read_pairs([options.eval_data], options.rows)
         rows = encode(tokenizer, held_out, LONGEST)
@@ -74,8 +81,8 @@ def hidden_errors(model: str, device: torch.device, rows: list, texts: dict[str,
     base, errors = load_backbone(model, device, torch.float32), {}
 
     def measure(name: str, backbone: nn.Module) -> None:
-        error = (last_hidden(backbone, rows) - exact).norm(dim=1) / exact.norm(dim=1)
-        errors[name] = round(error.median().item(), 4)
+        error = relative_change(last_hidden(backbone, rows), exact).median().item()
+        errors[name] = round(error, 4)
         say(f"last hidden state, {name}: {errors[name]:.4f}")
 
     measure("dequant", base)
@@ -136,7 +143,9 @@ def by_layer(cosines: dict[str, float]) -> list[float]:
 
 
 def gradients(backbone: nn.Module, rows: list, labels: np.ndarray) -> dict[str, Tensor]:
-    """name -> gradient, flat, of every lora_A and lora_B of a new adapter whose lora_B is not zero."""
+    """name -> gradient (parameters,) float64, of every lora_A and lora_B of a new adapter whose lora_B is not
+    zero. rows: token ids, one array a row; labels (rows,): 1.0 where the answer shown first wins. The loss is
+    in nats, the mean over the rows."""
     model = PreferenceModel(backbone, nn.Identity())
     attach_adapter_(model, AdapterConfig(dropout=0.0, head_dropout=0.0), seed=1)
     tuned = {name: p for name, p in model.named_parameters() if ".lora_" in name}

@@ -77,9 +77,11 @@ def main(argv: list[str] | None = None) -> dict:
     options = parse(argv)
     out = Path(options.out)
     if not options.table_only:
-        if not (options.data and options.ties):
-            raise ValueError("--data FILE and --ties FILE are needed, or --table-only")
-        Path(options.out).mkdir(parents=True, exist_ok=True)
+        ties = any("{ties}" in command for group in options.groups for _, command in PLAN[group])
+        if not options.data or (ties and not options.ties):
+            files = "--data FILE and --ties FILE are" if ties else "--data FILE is"
+            raise ValueError(f"{files} needed, or --table-only")
+        out.mkdir(parents=True, exist_ok=True)
         if "stages" in options.groups:
             write_languages(options)
         tasks = [(group, seed) for group in options.groups for seed in range(options.seeds)]
@@ -112,7 +114,7 @@ def run_group(options: argparse.Namespace, group: str, seed: int) -> None:
     places = {"data": options.data, "eval": options.eval_data, "ties": options.ties}
     places |= {name: f"{options.out}/{name}.parquet" for name in ("english", "others")}
     for name, command in PLAN[group]:
-        places[name] = f"{folder}/{name}" + ".parquet" * (name in ("labels", "soft"))
+        places[name] = f"{folder}/{name}.parquet" if name in ("labels", "soft") else f"{folder}/{name}"
         record = folder / f"{name}.json"
         if record.exists():
             continue

@@ -52,7 +52,10 @@ def with_peft(model: nn.Module, options: argparse.Namespace, pad_id: int) -> nn.
 
 
 def run_trainer(model, rows, labels, batches, pad_id, options, device) -> tuple[list[float], list[float]]:
-    """Train on `batches` (row numbers; MICRO_BATCHES a step) once; returns (losses, seconds) of the steps."""
+    """Train on `batches` (row numbers; MICRO_BATCHES a step) once; returns (losses, seconds) of the steps.
+
+    rows: token ids, one array a row; labels (rows,) int: class 0 where the answer shown first wins. Losses
+    are nats a row. Raises FloatingPointError, naming the step, where a loss is not finite."""
     from transformers import Trainer, TrainingArguments
 
     def collated(chosen: list[int]) -> dict:

@@ -3,9 +3,9 @@
     python benchmarks/peft_trainer.py --model DIR --data train.parquet --eval-data valid.parquet    quality
     python benchmarks/peft_trainer.py --shape 9b --steps 8                                          speed
 
-The peer is given the same rows, in the same order, as train.py: template, tokens and rows_of_step are
-minarena's. Everything else is theirs: model, LoRA, LLM.int8 product, loop, schedule, optimiser, autocast, and
-the padding of 8 x 2 rows a step to the longest of 8. Two things are repaired in its favour: the loss is
+The peer is given the same rows, in the same order, as train.py: load_pairs, template, tokens and rows_of_step
+are minarena's. Everything else is theirs: model, LoRA, LLM.int8 product, loop, schedule, optimiser, autocast,
+and the padding of 8 x 2 rows a step to the longest of 8. Two things are repaired in its favour: the loss is
 divided by the step's rows, and SDPA runs without cuDNN, whose backward gives NaN with a mask at some widths.
 """
 
@@ -29,10 +29,14 @@ from benchmarks.peft_peer import (
     with_peft,
 )
 from minarena.batching import real_tokens, rows_of_step, steps_per_epoch
+from minarena.config import TrainConfig
 from minarena.data import swapped
-from minarena.files.pairs import read_pairs
+from minarena.files.repair import repaired
+from minarena.files.tokenizer import load_tokenizer
 from minarena.metrics import scores
 from minarena.runtime.console import run_command
+from minarena.text import encode
+from train import load_pairs
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -78,13 +82,10 @@ def measure_speed(options: argparse.Namespace, device: torch.device, dtype: torc
 def train(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict:
     """Train on --data as the recipe did; accuracy and log loss on --eval-data in both orders and their
     mean."""
-    from minarena.files.repair import repaired
-    from minarena.files.tokenizer import load_tokenizer
-    from minarena.text import encode
-
-    pairs, held_out = (
-        repaired(read_pairs(paths, options.limit)) for paths in (options.data, [options.eval_data])
-    )
+    files = {"data": options.data, "eval_data": options.eval_data, "limit": options.limit}
+    pairs, held_out = map(repaired, load_pairs(TrainConfig(**files, order=options.order)))
+    if not pairs["label"].isin((0.0, 1.0)).all():
+        raise ValueError("--data: soft labels: the peer's loss takes winners")
     tokenizer = load_tokenizer(options.model)
     shown = swapped(pairs) if options.order == "ba" else pairs
     rows = encode(tokenizer, shown, options.max_length)
@@ -146,7 +147,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--eval-data", help="held-out file")
     parser.add_argument("--out", help="folder for eval.parquet: P(response_a wins) of the held-out rows")
     parser.add_argument("--order", choices=["ab", "ba"], default="ab")
-    parser.add_argument("--limit", type=int, help="first N rows of both files")
+    parser.add_argument("--limit", type=int, help="as train.py's: the first N rows of --data")
     plain = {"epochs": 1, "lr": 2e-4, "warmup-ratio": 0.025, "lora-r": 64, "lora-alpha": 4.0}
     for name, default in (plain | {"lora-dropout": 0.05, "head-dropout": 0.1}).items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help="as train.py's")

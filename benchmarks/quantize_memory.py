@@ -47,9 +47,8 @@ def main(argv: list[str] | None = None) -> None:
             write_adapter(folder / "adapter", options.shape, options.rank)
             command += ["--adapter", str(folder / "adapter")]
         made = time.perf_counter() - start
-        process = subprocess.Popen(
-            [sys.executable, "quantize.py", *command], cwd=REPOSITORY, stdout=-1, text=True
-        )
+        command = [sys.executable, "quantize.py", *command]
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
         first, peak = watch(process)
         said = process.communicate()[0]
         if process.returncode:

@@ -9,8 +9,6 @@ import argparse
 import json
 import platform
 import resource
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from torch import nn
 from minarena.batching import real_tokens
 from minarena.fast import blocks
 from minarena.fast.packing import padded_length
+from minarena.files.durable import commit
 from minarena.lora import PROJECTIONS
 from minarena.tiny import tiny_config
 
@@ -108,10 +107,11 @@ def projection_weights(model: nn.Module) -> int:
 
 def random_rows(rows: int, vocabulary: int, seed: int, max_length: int = 2200) -> list[np.ndarray]:
     """Rows of random ids. Lengths are near the real data's (mean 1,242 there): lognormal, median 950, sigma
-    0.75, clipped to 32..2200; a smaller max_length scales all of it. Ids 0-3 are special and stay out."""
-    rng = np.random.default_rng(seed)
-    lengths = np.clip(rng.lognormal(np.log(950), 0.75, rows), 32, 2200) * max_length / 2200
-    return [rng.integers(4, vocabulary, max(2, int(n)), dtype=np.int32) for n in lengths]
+    0.75, clipped to 32..2200; a smaller max_length scales all of it. Ids 0-3 are special and stay out. The
+    first rows are the same however many are drawn: lengths and ids come from generators of their own."""
+    of_lengths, of_ids = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    lengths = np.clip(of_lengths.lognormal(np.log(950), 0.75, rows), 32, 2200) * max_length / 2200
+    return [of_ids.integers(4, vocabulary, max(2, int(n)), dtype=np.int32) for n in lengths]
 
 
 def fill(rows: list[np.ndarray], batches: list, packed: bool = False) -> float:
@@ -200,8 +200,6 @@ def print_result(options: dict, result: dict) -> None:
     """The script's last line: figures, options, device, versions and commit as one JSON object."""
     import transformers
 
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    print(json.dumps(result | {"options": options, "device": device, "commit": commit or None} | versions))
+    print(json.dumps(result | {"options": options, "device": device, "commit": commit()} | versions))

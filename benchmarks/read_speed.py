@@ -10,7 +10,6 @@ three texts tokenised apart. The last line is one JSON object. Linux.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.random_base import print_result
 from minarena.data import TEXTS, swapped
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
@@ -115,7 +115,7 @@ def main() -> None:
     timed("tokenise, --truncation middle", n, lambda: encode(tokenizer, some, options.max_length, "middle"))
     apart = [texts[i : i + 1024] for i in range(0, len(texts), 1024)]
     timed("tokenise, three texts apart", n, lambda: [tokenizer(batch, verbose=False) for batch in apart])
-    print(json.dumps(result))
+    print_result(vars(options), result)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     dtype = DTYPES[default_dtype(device, training=True)]
     start = time.perf_counter()
     model = preference_model(options.shape, device, dtype, options.matmul, options.layers)
-    off = options.dropout == "off"
-    attach_adapter_(model, AdapterConfig(dropout=0.05 * (not off), head_dropout=0.1 * (not off)), SEED)
+    dropout, head_dropout = (0.05, 0.1) if options.dropout == "on" else (0.0, 0.0)
+    attach_adapter_(model, AdapterConfig(dropout=dropout, head_dropout=head_dropout), SEED)
     if options.fast == "on":
         take_fast_path_(model, dtype)
     optimizer = make_optimizer(model, 0.0)
@@ -156,9 +156,8 @@ def preference_model(
     shape: str, device: torch.device, dtype: torch.dtype, matmul: str, layers: int | None = None
 ) -> PreferenceModel:
     """PreferenceModel over a random base, as load_backbone would make it; its head is a placeholder."""
-    attention = (
-        "sdpa" if shape == "smollm2" else "eager"
-    )  # load_backbone's rule: eager where there is a soft-cap
+    # load_backbone's rule: eager where there is a soft-cap
+    attention = "sdpa" if shape == "smollm2" else "eager"
     changes = {"num_hidden_layers": layers} if layers else {}
     backbone = base.random_model(shape, device, dtype, attention, "AutoModel", **changes)
     if matmul != "llm-int8":

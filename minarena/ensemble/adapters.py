@@ -14,6 +14,7 @@ import torch
 
 from minarena.config import UNRECORDED, InferConfig, TrainConfig, choices
 from minarena.dist import World
+from minarena.files.adapter import require_adapter
 from minarena.files.base import base_fingerprint, check_folder, ids_changed
 from minarena.files.durable import read_record
 from minarena.files.fingerprint import differences
@@ -65,10 +66,7 @@ def find_adapter(argument: str) -> TrainedAdapter:
     folder, _, order = argument.rpartition(":")
     if order not in orders:
         folder, order = argument, ""
-    if not (Path(folder) / "adapter_config.json").is_file():
-        unfinished = (Path(folder) / "train_config.json").exists()
-        reason = "its training is unfinished" if unfinished else "no adapter_config.json there"
-        raise ValueError(f"--adapter {folder}: {reason}")
+    require_adapter(folder)
     home = Path(folder).resolve()  # the record of a checkpoint stands in its run's folder
     path = (home.parent if home.name.startswith("checkpoint-") else home) / "train_config.json"
     record = read_record(path) if path.exists() else {}

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from minarena.files.shards import text_name
+from minarena.files.shards import number_problem, text_name
 from minarena.lora import PROJECTIONS, layer_number
 from minarena.model import AdapterConfig, adapter_tensors, attach_adapter_
 
@@ -61,14 +61,8 @@ def save_adapter(folder: str | Path, model: nn.Module, config: AdapterConfig, ba
     Path(folder).mkdir(parents=True, exist_ok=True)
     tensors = {PREFIX + name: tensor.contiguous() for name, tensor in adapter_tensors(model).items()}
     save_file(tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
-    (Path(folder) / "adapter_config.json").write_text(
-        json.dumps(peft_config, indent=2) + "\n", encoding="utf-8"
-    )
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Neither NaN nor infinity in it; unlike isfinite() this makes no copies of a large tensor."""
-    return not tensor.numel() or all(bound.isfinite().item() for bound in tensor.aminmax())
+    text = json.dumps(peft_config, indent=2) + "\n"
+    (Path(folder) / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
 def our_name(name: str) -> str:
@@ -97,6 +91,14 @@ def head_kind(folder: str | Path, tensors: dict[str, Tensor]) -> str:
     raise ValueError(f"{folder}: {other} is of no head that we know: score.weight alone, or our two linears")
 
 
+def require_adapter(folder: str | Path) -> None:
+    """ValueError where --adapter names no finished adapter."""
+    if not (Path(folder) / "adapter_config.json").is_file():
+        unfinished = (Path(folder) / "train_config.json").exists()
+        reason = "its training is unfinished" if unfinished else "no adapter_config.json there"
+        raise ValueError(f"--adapter {folder}: {reason}")
+
+
 def read_peft(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
     """PEFT's settings as stored, the tensors by our names, on the CPU; ValueError if either is unusable."""
     try:
@@ -115,7 +117,7 @@ def read_peft(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
     for name, tensor in tensors.items():
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"{folder}/adapter_model.safetensors: {name} is stored as {tensor.dtype}")
-        if not is_finite(tensor):
+        if number_problem(tensor):
             raise ValueError(f"{folder}/adapter_model.safetensors: {name} has values that are not finite")
     return stored, tensors
 
@@ -179,8 +181,7 @@ def load_adapter_(model: nn.Module, folder: str | Path, **changes) -> AdapterCon
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             shapes = f"{tuple(tensor.shape)}, this model needs {tuple(wanted[name].shape)}"
-            raise ValueError(
-                f"{folder}: tensor {name} is {shapes}: an adapter of another base, rank or number of labels"
-            )
+            reason = "an adapter of another base, rank or number of labels"
+            raise ValueError(f"{folder}: tensor {name} is {shapes}: {reason}")
         wanted[name].copy_(tensor)
     return config

@@ -161,9 +161,8 @@ def load_backbone(
 
     config = read_config(name)
     empty = empty_model(name, config, AutoModel).state_dict()
-    tensors = match_tensors(
-        name, open_shards(name), {f"model.{key}": tuple(t.shape) for key, t in empty.items()}
-    )
+    shapes = {f"model.{key}": tuple(tensor.shape) for key, tensor in empty.items()}
+    tensors = match_tensors(name, open_shards(name), shapes)
     require_numbers(name, tensors, quantize)
     # only transformers' eager attention applies Gemma-2's soft-cap; bases without one take SDPA
     keywords = {"attn_implementation": "eager" if soft_cap(config) else "sdpa"}
@@ -174,9 +173,8 @@ def load_backbone(
     config.quantization_config = eight_bit_settings(config, tensors)
     if config.quantization_config is None:
         del config.quantization_config
-        keywords |= (
-            {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)} if quantize else {"dtype": dtype}
-        )
+        in_int8 = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+        keywords |= in_int8 if quantize else {"dtype": dtype}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report lists the unused LM head; match_tensors has checked the names
     try:
@@ -252,9 +250,8 @@ def check_length(config, max_length: int) -> None:
     original length (transformers, modeling_rope_utils.py, dynamic_rope_update). Up to it they are fixed.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    by_layer = [
-        value for value in rope.values() if isinstance(value, dict)
-    ]  # Gemma-3: one for each kind of layer
+    # Gemma-3: one for each kind of layer
+    by_layer = [value for value in rope.values() if isinstance(value, dict)]
     for settings in by_layer or [rope]:
         kind, limit = settings.get("rope_type", "default"), config.max_position_embeddings
         if kind == "longrope":

@@ -28,7 +28,7 @@ from minarena.tiny import demo_pairs
 # Relative error of SmolLM2-135M's last hidden state against fp32, 64 rows: .135 with none, .092 with 8, .073
 # with 32, .070 with 64, .060 with 128; the side product that holds them beside LoRA's 64 grows with them.
 COLUMNS = 32
-TEXTS = 24  # generated pairs on which the columns are found: about four a language
+COLUMN_PAIRS = 24  # generated pairs on which the columns are found: about four a language
 GUARD_ROWS = 8  # of a run, on which the product is compared before it is used
 LARGEST_ERROR = 0.12  # LLM.int8's own: .115 on SmolLM2-135M
 
@@ -85,10 +85,15 @@ def use_columns_(backbone: nn.Module, columns: dict[str, Tensor] | None) -> None
         module.round_inputs_(None if columns is None else columns[name])
 
 
-def fingerprint(columns: dict[str, Tensor]) -> str:
+def columns_fingerprint(columns: dict[str, Tensor]) -> str:
     """16 characters that tell one choice of columns from another: what a run records and compares."""
     text = ";".join(f"{name}:{columns[name].tolist()}" for name in sorted(columns))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def relative_change(hidden: Tensor, exact: Tensor) -> Tensor:
+    """|hidden - exact| / |exact| of each row: both (rows, C), returns (rows,)."""
+    return (hidden - exact).norm(dim=1) / exact.norm(dim=1)
 
 
 def hidden_error(backbone: nn.Module, rows: Sequence[np.ndarray], columns: dict[str, Tensor]) -> float:
@@ -98,7 +103,7 @@ def hidden_error(backbone: nn.Module, rows: Sequence[np.ndarray], columns: dict[
     """
     exact = last_hidden(backbone, rows)
     use_columns_(backbone, columns)
-    error = (last_hidden(backbone, rows) - exact).norm(dim=1) / exact.norm(dim=1)
+    error = relative_change(last_hidden(backbone, rows), exact)
     use_columns_(backbone, None)
     return error.median().item()
 
@@ -108,9 +113,9 @@ def use_int8_product_(backbone: nn.Module, tokenizer, rows: Sequence[np.ndarray]
 
     "" where the error is above LARGEST_ERROR: the base goes on multiplying by dequantized weights.
     """
-    columns = outlier_columns(backbone, encode(tokenizer, demo_pairs(TEXTS, seed=0), max_length=512))
+    columns = outlier_columns(backbone, encode(tokenizer, demo_pairs(COLUMN_PAIRS, seed=0), max_length=512))
     error = hidden_error(backbone, rows, columns)
     if not error <= LARGEST_ERROR:  # so written that NaN fails, too
         return "", error
     use_columns_(backbone, columns)
-    return fingerprint(columns), error
+    return columns_fingerprint(columns), error

@@ -29,6 +29,7 @@ LABELS = {
     "ba": ("shown first (response_b)", "shown second (response_a)"),
     "both": ("shown first", "shown second"),  # the mean of both orders is the better judge
 }
+FP16 = " (`MatMul8bitLt: inputs will be cast` says that its product takes fp16: no error)"
 CARD = """---
 pipeline_tag: text-classification
 license: {license}
@@ -59,7 +60,7 @@ Held-out rows of the run, before the merge:
 
 
 @dataclass
-class Judge:
+class JudgeRun:
     """A run that becomes a folder. record: its train_config.json. pad: the token that pads a row."""
 
     config: QuantizeConfig
@@ -67,7 +68,7 @@ class Judge:
     pad: str
 
 
-def read_judge(config: QuantizeConfig, source: Source) -> Judge | None:
+def read_judge(config: QuantizeConfig, source: Source) -> JudgeRun | None:
     """The run of --adapter, where it makes a judge; None where the folder becomes a base to train on.
 
     A judge is made of a folder with train_config.json and a linear head of two rows. Raises ValueError where
@@ -93,7 +94,7 @@ def read_judge(config: QuantizeConfig, source: Source) -> Judge | None:
     record, tokenizer = UNRECORDED | read_record(path), load_tokenizer(source.folder)
     if changed := differences(record.get("base"), fingerprint(source.folder, tokenizer)):
         say(f"{config.adapter}: its base had other {' and '.join(changed)} than {config.model} has")
-    return Judge(config, record, pad_token(tokenizer, source))
+    return JudgeRun(config, record, pad_token(tokenizer, source))
 
 
 def pad_token(tokenizer, source: Source) -> str:
@@ -112,7 +113,7 @@ def pad_token(tokenizer, source: Source) -> str:
     return special[min(usable, key=lambda i: ("pad" not in special[i].lower(), i == tokenizer.bos_token_id))]
 
 
-def write_judge(folder: Path, judge: Judge, base: str) -> None:
+def write_judge(folder: Path, judge: JudgeRun, base: str) -> None:
     """Make a judge of the written classifier in `folder`; base: the folder that it was made from."""
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer
@@ -147,7 +148,7 @@ def edit(path: Path, changes: dict, dropped: tuple[str, ...] = ()) -> None:
     path.write_text(json.dumps(kept | changes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def card(judge: Judge, base: str) -> str:
+def card(judge: JudgeRun, base: str) -> str:
     """The model card, README.md."""
     config, record, stated = judge.config, judge.record, license_of(base)
     last = next((event for event in reversed(read_log(config.adapter)) if event.get("event") == "eval"), {})
@@ -165,7 +166,7 @@ def card(judge: Judge, base: str) -> str:
         mean=" The mean of both ways is the better judge." if record["order"] == "both" else "",
         max_length=record["max_length"],
         cut=middle if record["truncation"] == "middle" else "",
-        stored="floats, in the base's dtype" if config.float else "bitsandbytes' int8",
+        stored="floats, in the base's dtype" if config.float else f"bitsandbytes' int8{FP16}",
         stated=stated,
         template=TEMPLATE,
         figures="\n".join(rows or ["| not recorded | | |"]),

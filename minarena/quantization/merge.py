@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from minarena.files.adapter import head_kind, read_peft, unsupported
+from minarena.files.adapter import head_kind, read_peft, require_adapter, unsupported
 from minarena.files.shards import TEXT_PART, Shapes
 from minarena.lora import PROJECTIONS, layer_number
 
@@ -36,6 +36,7 @@ def read_merge(folder: str, shapes: Shapes) -> Merge:
     Raises ValueError, naming the setting, matrix or tensor, where the adapter is not one that can be merged
     or is not of this base.
     """
+    require_adapter(folder)
     config, tensors = read_peft(folder)
     try:
         return build_merge(folder, config, tensors, shapes)

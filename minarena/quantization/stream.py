@@ -69,7 +69,7 @@ class Source:
 def open_source(folder: str, adapter: str | None = None, labels: int = 2, in_floats: bool = False) -> Source:
     """Read the headers of the base, and the adapter, and check that all fits; ValueError names what does
     not."""
-    config, shapes = classifier(folder, labels)
+    config, shapes = classifier_shapes(folder, labels)
     stored = open_shards(folder)
     tensors = match_tensors(folder, stored, shapes)
     if config.dtype is None:  # then transformers, too, takes the first floating tensor's
@@ -85,7 +85,7 @@ def open_source(folder: str, adapter: str | None = None, labels: int = 2, in_flo
     return source
 
 
-def classifier(folder: str, labels: int) -> tuple[object, Shapes]:
+def classifier_shapes(folder: str, labels: int) -> tuple[object, Shapes]:
     """(configuration of the 8-bit sequence classifier that the base becomes, its tensors' names and shapes).
 
     Raises ValueError where the base is quantized in another way, or is no plain decoder.
@@ -94,10 +94,8 @@ def classifier(folder: str, labels: int) -> tuple[object, Shapes]:
 
     config = read_config(folder)
     method = vars(config).pop("quantization_config", None) or {}
-    if config.num_labels != labels:
-        config.problem_type = (
-            None  # a reward model's "regression" would be the loss of transformers' classifier
-        )
+    if config.num_labels != labels:  # a reward model's "regression" would be transformers' loss
+        config.problem_type = None
     config.num_labels = labels
     model = empty_model(folder, config, AutoModelForSequenceClassification)
     threshold = method.get("llm_int8_threshold", 6.0)
@@ -106,20 +104,25 @@ def classifier(folder: str, labels: int) -> tuple[object, Shapes]:
     return config, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+def free_names(out: str) -> tuple[Path, Path]:
+    """`out`, and the folder beside it that is written first; ValueError where either exists."""
+    final = Path(out)
+    unfinished = final.with_name(f"{final.name}.{TMP_SUFFIX}")
+    if final.exists():
+        raise ValueError(f"--out {out} exists: give a new folder, or delete it")
+    if unfinished.exists():
+        remedy = "delete it, or change --out"
+        raise ValueError(f"{unfinished} is of a run that was killed, or still runs: {remedy}")
+    return final, unfinished
+
+
 @contextlib.contextmanager
 def new_folder(out: str, size: int) -> Iterator[Path]:
     """A new folder beside `out` that takes the name `out` if the block ends well, and is deleted if not.
 
     size: bytes that will be written. Raises ValueError where either folder exists or the disk is full.
     """
-    final = Path(out)
-    unfinished = final.with_name(f"{final.name}.{TMP_SUFFIX}")
-    if final.exists():
-        raise ValueError(f"--out {out} exists: give a new folder, or delete it")
-    if unfinished.exists():
-        raise ValueError(
-            f"{unfinished} is of a run that was killed, or still runs: delete it, or change --out"
-        )
+    final, unfinished = free_names(out)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(final.parent).free

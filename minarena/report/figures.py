@@ -23,7 +23,8 @@ NO_SKILL = np.log(2)  # log loss of one half for every row
 @dataclass(frozen=True)
 class Curve:
     """A run's training loss. steps: step, loss (nats a row), lr; held_out (E, 2): step and log loss of each
-    evaluation; start, end: mean loss of the first and of the last tenth of the steps; change: end - start."""
+    evaluation; tenth: steps of the moving mean, a tenth of all but at least 2; start, end: mean loss of the
+    first and of the last tenth; change: end - start."""
 
     steps: pd.DataFrame
     held_out: np.ndarray
@@ -34,6 +35,7 @@ class Curve:
 
 
 def training_curve(run: Run) -> Curve:
+    """Of the log so far. The change has no error, so nothing is claimed, below ENOUGH steps."""
     events = [event for event in run.events if event["event"] == "step"]
     steps = pd.DataFrame(events, columns=["step", "loss", "lr"])
     key = JUDGED_BY[run.record["order"]]
@@ -74,6 +76,7 @@ class Beyond:
 
 
 def beyond_position_and_length(rows: pd.DataFrame) -> Beyond:
+    """Of the rows whose lengths are known, if they are ENOUGH; else of all rows, by position alone."""
     ratio = length_ratio(rows)
     lengths = bool(ratio.notna().sum() >= ENOUGH)
     if lengths:
@@ -101,6 +104,7 @@ class Calibration:
 
 
 def calibration(rows: pd.DataFrame) -> Calibration:
+    """rows: with label and p. Empty bins are left out; the error of the ECE is a bootstrap over prompts."""
     label, p = rows["label"].to_numpy(), rows["p"].to_numpy()
     parts = [part for _, part in rows.groupby(reliability.bin_of(p))]
     bins = [(part["p"].mean(), mean(part["label"], part), len(part) / len(rows)) for part in parts]
@@ -146,6 +150,7 @@ class Leaning:
 
 
 def length_leaning(rows: pd.DataFrame) -> Leaning:
+    """rows: whose texts are known. All errors are bootstraps over prompts."""
     ratio = length_ratio(rows).to_numpy()
 
     def over_prompts(figure, y: pd.Series) -> Estimate:

@@ -21,6 +21,7 @@ from minarena.report.words import mean
 
 SHOWN = 20  # mistakes, and flips
 LINES = 30  # groups in one figure
+CUT = {False: "not cut", True: "cut at --max-length"}
 
 
 def weak(best: Predictor) -> str:
@@ -29,9 +30,7 @@ def weak(best: Predictor) -> str:
     kinds = [groups_of(rows, column) for column in ("language", *GROUPS) if column in rows]
     by_prompt = quantiles(rows["prompt"].str.len(), rows, 4, "prompt {} to {} characters")
     if rows["cut"].nunique() > 1:
-        by_prompt += [
-            ("cut at --max-length" if cut else "not cut", part) for cut, part in rows.groupby("cut")
-        ]
+        by_prompt += [(CUT[cut], part) for cut, part in rows.groupby("cut")]
     kinds = [groups for groups in kinds if len(large_enough(groups)) > 1]
     panels = [by_group(groups, benchmark=True) for groups in kinds] + [by_group(by_prompt)]
     listed = [group for groups in [*kinds, by_prompt] for group in large_enough(groups)]
@@ -53,7 +52,8 @@ def by_group(groups: list[Group], benchmark: bool = False) -> tuple[Axes, str]:
     found = [(name, mean(part["right"], part)) for name, part in large_enough(groups)]
     if len(found) < 2:
         return axes("accuracy", "", 0.8), f"There are no two groups of {ENOUGH} rows or more to compare."
-    (low, lowest), *_, (high, highest) = ordered = sorted(found, key=lambda group: group[1].value)
+    ordered = sorted(found, key=lambda group: group[1].value)
+    (low, lowest), (high, highest) = ordered[0], ordered[-1]
     gap, error = highest.value - lowest.value, np.hypot(highest.error, lowest.error)
     if np.isnan(error):
         size = "too little to tell"

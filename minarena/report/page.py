@@ -46,14 +46,19 @@ def forest(x: str, figures: list[tuple[str, Estimate]], line: float, bold: tuple
     """One line for each name: the figure as a dot, two standard errors to either side as a bar."""
     ax = axes(x, "", 0.6 + 0.24 * len(figures))
     rows = -np.arange(len(figures))
-    values, errors = ([getattr(found, part) for _, found in figures] for part in ("value", "error"))
-    ax.errorbar(values, rows, xerr=2 * np.array(errors), fmt="o", color=COLOURS[0], markersize=5)
+    values, errors = with_errors([found for _, found in figures])
+    ax.errorbar(values, rows, xerr=errors, fmt="o", color=COLOURS[0], markersize=5)
     ax.set_yticks(rows, [short(name, 34) for name, _ in figures])
     for label, (name, _) in zip(ax.get_yticklabels(), figures, strict=True):
         label.set_fontweight("bold" if name in bold else "normal")
     ax.set_ylim(0.5 - len(figures), 0.5)
     ax.axvline(line, color=FAINT, linestyle=":")
     return ax
+
+
+def with_errors(found: list[Estimate]) -> tuple[list[float], np.ndarray]:
+    """(the values, two standard errors of each), as matplotlib's errorbar takes them."""
+    return [each.value for each in found], 2 * np.array([each.error for each in found])
 
 
 def named(ax: Axes) -> Axes:

@@ -61,7 +61,7 @@ def read_run(folder: str, more: list[pd.DataFrame]) -> Run:
         trained = JUDGED_BY[run.record["order"]]
         run.orders = [order for order in EVAL_COLUMNS if order != trained] + [trained]
         run.rows = pd.read_parquet(path).set_index("id") if path.exists() else None
-        about(run)
+        about(run)  # KeyError where the record lacks what the page needs
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: not what train.py writes: {first_line(error)}") from error
     if run.rows is not None:

@@ -9,22 +9,23 @@ questions about rows.
 from collections.abc import Iterator
 from itertools import cycle
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from minarena.report import figures, reliability
 from minarena.report.groups import by_group, numbers
-from minarena.report.page import COLOURS, FAINT, axes, forest, named, section
+from minarena.report.page import COLOURS, FAINT, axes, forest, named, section, with_errors
 from minarena.report.predictors import Predictor
 from minarena.report.runs import Run
-from minarena.report.summary import CONFIDENCE, LOSS, PLACE
-from minarena.report.words import SIDES, Estimate, Words, amount, difference, mean, side, verdict
+from minarena.report.summary import CONFIDENCE, LOSS, PLACE, RULE
+from minarena.report.words import FIELDS, Estimate, Words, amount, difference, mean, side, verdict
 
 POINTS = 1000  # dots of one colour in a scatter plot: more make one blot, and megabytes
 TRAINED = " (trained)"
 
 
 def learnt(runs: list[Run]) -> str:
+    """Two panels over the optimiser steps: loss with the held-out log loss, and learning rate; runs may be
+    unfinished."""
     curves = [figures.training_curve(run) for run in runs]
     loss, rate = axes("optimiser step", "loss, nats a row"), axes("optimiser step", "learning rate")
     for colour, run, curve in zip(cycle(COLOURS), runs, curves, strict=False):
@@ -58,6 +59,8 @@ def say_training(run: Run, curve: figures.Curve) -> str:
 
 
 def good(best: Predictor, predictors: list[Predictor]) -> str:
+    """Accuracy and log loss of every predictor, each on its own rows: two panels and a table, the sentences
+    about `best`."""
     rows = best.rows
     right = [(each.name, mean(each.rows["right"], each.rows)) for each in predictors]
     loss = [(each.name, mean(each.rows["loss"], each.rows)) for each in predictors]
@@ -66,25 +69,21 @@ def good(best: Predictor, predictors: list[Predictor]) -> str:
     gap = difference(rows["right"] - rule, rows)
     accuracies = forest("accuracy", [*right, ("longer wins", mean(rule, rows))], 0.5, bold)
     losses = forest("log loss, nats a row", loss, figures.NO_SKILL, bold)
-    panels = [
-        (accuracies, say_accuracy(best, gap, mean(rule, rows))),
-        (losses, say_loss(best, predictors)),
-    ]
+    panels = [(accuracies, say_accuracy(best, gap, mean(rule, rows))), (losses, say_loss(best, predictors))]
     groups = [(each.name + (TRAINED if each.trained else ""), each.rows) for each in predictors]
     return section("How good is it?", panels, numbers(groups, tuple(name + TRAINED for name in bold)))
 
 
 def say_accuracy(best: Predictor, gap: Estimate, rule: Estimate) -> str:
-    words = Words("does better than", "does worse than", "does not differ from", "cannot be compared with")
     said = f"{best.name} agrees with {best.labeller} on {mean(best.rows['right'], best.rows)} of "
-    said += f"{len(best.rows):,} rows, and {verdict(gap, words)} the rule that the longer answer wins: "
-    return f"{said}{rule}." + " Names in bold are runs in the order that they were trained in."
+    said += f"{len(best.rows):,} rows, and {verdict(gap, RULE).removeprefix('It ')} the rule that the longer "
+    return f"{said}answer wins: {rule}. Names in bold are runs in the order that they were trained in."
 
 
 def say_loss(best: Predictor, predictors: list[Predictor]) -> str:
     said = f"The log loss of {best.name} is {mean(best.rows['loss'], best.rows)}; no skill is 0.693 (dotted)."
     told = {each.name: loss_difference(best, each) for each in predictors if each is not best}
-    for which in SIDES:
+    for which in FIELDS:
         those = [f"{name} {amount(found)}" for name, found in told.items() if side(found) == which]
         if those:
             said += f" It is {getattr(LOSS, which)} {', '.join(those)}."
@@ -92,12 +91,13 @@ def say_loss(best: Predictor, predictors: list[Predictor]) -> str:
 
 
 def loss_difference(one: Predictor, other: Predictor) -> Estimate:
-    """Mean loss of `one` less that loss of `other`, paired: both are compared on the same rows, one by one.
-    So a hard row, on which both are bad, adds nothing to the error."""
+    """Mean loss of `one` less the mean loss of `other`, paired: both are compared on the same rows, one by
+    one. So a hard row, on which both are bad, adds nothing to the error."""
     return difference(one.rows["loss"] - other.rows["loss"], one.rows)
 
 
 def believed(predictors: list[Predictor]) -> str:
+    """A reliability diagram of each predictor, on its own rows."""
     return section("Can I believe its probabilities?", list(reliability_panels(predictors)))
 
 
@@ -112,8 +112,7 @@ def draw_reliability(colour: str, name: str, found: figures.Calibration) -> Axes
     ax.plot([0, 1], [0, 1], color=FAINT, linestyle=":")
     x, labels, share = zip(*found.bins, strict=True)
     ax.bar(x, share, 0.05, color=FAINT, alpha=0.4)
-    values, errors = [y.value for y in labels], 2 * np.array([y.error for y in labels])
-    ax.errorbar(x, values, errors, fmt="o-", color=colour, markersize=4)
+    ax.errorbar(x, *with_errors(labels), fmt="o-", color=colour, markersize=4)
     return ax
 
 
@@ -126,7 +125,9 @@ def say_reliability(name: str, found: figures.Calibration) -> str:
 
 
 def position(runs: list[Predictor]) -> str:
-    """runs: the finished runs, each in the order trained."""
+    """A panel of each run: P(a wins) with b shown first over P(a wins) with a shown first.
+
+    runs: the finished runs, each in the order trained; their rows have p_ab and p_ba."""
     panels = []
     for each in runs:
         rows = each.rows
@@ -152,7 +153,9 @@ def say_position(name: str, found: figures.Position, flip) -> str:
 
 
 def length(best: Predictor) -> str:
-    """best: with rows whose texts are known."""
+    """Two panels: share and P(a wins) over the answers' lengths, and accuracy by the ratio of lengths.
+
+    best: with rows whose texts are known."""
     ratio = figures.length_ratio(best.rows)
     ax = draw_length(best, figures.quantiles(ratio, best.rows, 6, "{} to {}"))
     said = say_length(best, figures.length_leaning(best.rows))
@@ -166,8 +169,7 @@ def draw_length(best: Predictor, parts: list[figures.Group]) -> Axes:
     x = [figures.length_ratio(part).mean() for _, part in parts]
     for colour, column, who in ((COLOURS[1], "label", best.labeller), (COLOURS[0], "p", best.name)):
         found = [mean(part[column], part) for _, part in parts]
-        values, errors = [y.value for y in found], 2 * np.array([y.error for y in found])
-        ax.errorbar(x, values, errors, fmt="o-", color=colour, markersize=4, label=who)
+        ax.errorbar(x, *with_errors(found), fmt="o-", color=colour, markersize=4, label=who)
     return named(ax)
 
 
@@ -176,6 +178,5 @@ def say_length(best: Predictor, found: figures.Leaning) -> str:
     words = Words(f"more than {people} do", f"less than {people} do", f"as {people} do", "or not")
     said = f"{best.name} leans on length {verdict(found.more, words)}. Where a gets twice as long, P(a wins) "
     said += f"of the judge rises by {found.judge_slope}; the share in which {people} prefer a rises by "
-    return (
-        said + f"{found.label_slope}. The correlations with length are {found.judge_r} and {found.label_r}."
-    )
+    said += f"{found.label_slope}. The correlations with length are {found.judge_r} and {found.label_r}."
+    return said

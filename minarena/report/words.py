@@ -40,7 +40,7 @@ class Words:
     unknown: str
 
 
-SIDES = ("more", "less", "neither", "unknown")  # the fields of Words
+FIELDS = ("more", "less", "neither", "unknown")  # the fields of Words
 
 
 def mean(values: pd.Series | np.ndarray, rows: pd.DataFrame) -> Estimate:
@@ -57,7 +57,7 @@ def difference(values: pd.Series | np.ndarray, rows: pd.DataFrame) -> Estimate:
 
 
 def side(found: Estimate) -> str:
-    """Which of SIDES a difference is on: more than two standard errors above 0, below 0, neither, unknown."""
+    """The field of Words for a difference: above 0 by two standard errors, below 0, neither, unknown."""
     if np.isnan(found.error):
         return "unknown"
     if abs(found.value) <= 2 * found.error:

@@ -95,7 +95,7 @@ def test_a_resumed_run_is_the_straight_one_and_other_columns_are_refused(run, tr
         trained(out, "--matmul", "int8")
     monkeypatch.setattr(train, "train_step", real)
     with monkeypatch.context() as m:
-        m.setattr(outliers, "TEXTS", 3)
+        m.setattr(outliers, "COLUMN_PAIRS", 3)
         with pytest.raises(ValueError, match="--resume: the outlier columns of --matmul int8 were"):
             trained(out, "--matmul", "int8", "--resume")
     with pytest.raises(ValueError, match="--resume: matmul was 'int8', now it is 'dequant'"):

@@ -17,7 +17,7 @@ from helpers import CPU
 from minarena.files.base import load_backbone
 from minarena.files.outliers import (
     LARGEST_ERROR,
-    fingerprint,
+    columns_fingerprint,
     hidden_error,
     int8_linears,
     outlier_columns,
@@ -140,10 +140,10 @@ def test_the_columns_are_those_with_the_largest_values_and_one_input_has_one_cho
 
 def test_the_same_base_has_the_same_columns_whatever_it_multiplied_by_before(backbone):
     first = outlier_columns(backbone, ROWS, 5)
-    assert fingerprint(first) == fingerprint(outlier_columns(backbone, ROWS, 5))
+    assert columns_fingerprint(first) == columns_fingerprint(outlier_columns(backbone, ROWS, 5))
     use_columns_(backbone, outlier_columns(backbone, ROWS, 0))  # rounds everything, and moves values
-    assert fingerprint(outlier_columns(backbone, ROWS, 5)) == fingerprint(first)
-    assert fingerprint(outlier_columns(backbone, ROWS, 4)) != fingerprint(first)
+    assert columns_fingerprint(outlier_columns(backbone, ROWS, 5)) == columns_fingerprint(first)
+    assert columns_fingerprint(outlier_columns(backbone, ROWS, 4)) != columns_fingerprint(first)
     assert all(module.columns is None for module in int8_linears(backbone).values())
 
 

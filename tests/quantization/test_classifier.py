@@ -262,9 +262,8 @@ def test_what_makes_no_judge_is_refused_with_float_in_one_line(tmp_path, capsys)
     message = refused(base, tmp_path / "out", "--adapter", mlp, "--float")
     assert "an mlp head has no place" in message and "--head linear" in message and "make_head" in message
     linear = write_run(base, tmp_path / "linear")
-    assert "not a usable adapter" in refused(
-        base, tmp_path / "out", "--adapter", str(tmp_path / "no"), "--float"
-    )
+    message = refused(base, tmp_path / "out", "--adapter", str(tmp_path / "no"), "--float")
+    assert message == f"--adapter {tmp_path / 'no'}: no adapter_config.json there"  # infer.py's words
     write_adapter(random_base("llama"), tmp_path / "headless", task_type="CAUSAL_LM")
     message = refused(base, tmp_path / "out", "--adapter", str(tmp_path / "headless"), "--float")
     assert "no linear head (score.weight)" in message

@@ -48,9 +48,12 @@ def rewritten(base: str, change, file: str = "model.safetensors") -> str:
     return base
 
 
-def test_an_existing_output_is_refused_and_left_alone(tmp_path):
+def test_an_existing_output_is_refused_first_and_left_alone(tmp_path, capsys):
     base = write_base("llama", tmp_path / "base")
     (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="out exists"):  # before a base is fetched, or a line is printed
+        quantized("somebody/no-such-base", tmp_path / "out")
+    assert capsys.readouterr() == ("", "")
     (tmp_path / "out" / "precious").write_text("x")
     assert "out exists" in refused(base, tmp_path / "out")
     assert (tmp_path / "out" / "precious").read_text() == "x"

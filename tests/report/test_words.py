@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from minarena import metrics
-from minarena.report.words import SIDES, Estimate, Words, amount, difference, mean, side, verdict
+from minarena.report.words import FIELDS, Estimate, Words, amount, difference, mean, side, verdict
 
 WORDS = Words("above", "below", "neither", "unknown")
 
@@ -35,7 +35,7 @@ def rows_of(prompts: int, each: int = 2) -> pd.DataFrame:
 def test_a_difference_is_said_by_its_sign_and_its_noise(value, error, printed, which, said):
     found = Estimate(value, error)
     assert str(found) == printed
-    assert side(found) == which and which in SIDES
+    assert side(found) == which and which in FIELDS
     assert verdict(found, WORDS) == said == f"{getattr(WORDS, which)} {amount(found)}"
 
 
