@@ -76,11 +76,8 @@ def main(argv: list[str] | None = None) -> dict:
             compared = not config.float and fits(source, device)
             hidden = hidden_change(folder, source, device) if compared else None
             record = {"model": config.model, "adapter": config.adapter, "labels": config.labels}
-            record |= {
-                "head": source.head,
-                "merged": len(source.merge.matrices),
-                "seconds": round(seconds, 1),
-            }
+            record |= {"head": source.head, "merged": len(source.merge.matrices)}
+            record |= {"seconds": round(seconds, 1)}
             record |= {"projections": summary(errors), "last_hidden_state": hidden, "matrices": errors}
             record |= {"versions": {name: version(name) for name in RECORDED}, "commit": commit()}
             if judge:
