@@ -81,5 +81,7 @@ def test_ties_are_asked_for_only_where_an_arm_takes_them(tmp_path):
     words = ["--eval-data", "v.parquet", "--out", str(tmp_path)]
     with pytest.raises(ValueError, match=r"^--data FILE is needed"):
         options.main([*words, "--groups", "int8", "peer"])
+    with pytest.raises(ValueError, match=r"v.parquet: no such file"):  # so nothing else is needed
+        options.main([*words, "--data", "x.parquet", "--groups", "int8", "peer", "--seeds", "0"])
     with pytest.raises(ValueError, match="--data FILE and --ties FILE are needed"):
         options.main([*words, "--data", "x.parquet", "--groups", "int8", "pair"])
