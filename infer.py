@@ -28,10 +28,10 @@ from tqdm import tqdm
 from minarena.config import SEED, InferConfig, parse
 from minarena.data import GROUPS, output_ids
 from minarena.dist import World, this_world
-from minarena.ensemble.adapters import Ensemble, TrainedAdapter, check_base, find_ensemble
+from minarena.ensemble.adapters import Ensemble, TrainedAdapter, check_base, find_ensemble_
 from minarena.ensemble.parts import PART, open_parts
 from minarena.ensemble.predict import load_predictor, passes, predict_pairs, say_cut
-from minarena.ensemble.pseudo_labels import check, distilled, unlabelled, write_labels
+from minarena.ensemble.pseudo_labels import check_pseudo_options, distilled, unlabelled, write_labels
 from minarena.files.durable import TMP_SUFFIX, file_record, write_whole
 from minarena.files.formats import lines
 from minarena.files.layouts import table_of_lists
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> dict:
     config, world = parse(InferConfig, argv, __doc__), this_world()
     plain_bars()
     if config.pseudo or config.distill or config.exclude or config.pseudo_threshold is not None:
-        check(config)
+        check_pseudo_options(config)
     if config.prompt is None and "-" not in config.data and not config.pseudo:
         config.out = config.out or "submission.csv"
     outputs = [path for path in (config.pseudo, config.out, config.probs) if path]
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict:
         table, p_a = distilled(config)
         result, parts = {"runs": config.distill, "seconds": 0.0}, None
     else:
-        found = find_ensemble(config, world)
+        found = find_ensemble_(config, world)
         table = unlabelled(config) if config.pseudo else load_rows(config)
         if config.prompt is None:
             describe(found, table, outputs)
@@ -219,22 +219,23 @@ def weights_hash(adapter: TrainedAdapter) -> str:
 
 
 def predict(found: Ensemble, table: pd.DataFrame, parts: Path | None, world: World) -> tuple[pd.Series, dict]:
-    """(P(response_a wins) by id, the seconds without loading; of --prompt what is said, too)"""
+    """(P(response_a wins) by id, figures: seconds without loading; with --prompt also of both orders)"""
     config, adapters, texts = found.config, found.adapters, repaired(table, ranks=world.local_size)
     one = config.prompt is not None
     base = load_predictor(found, texts, parts=parts, world=world, aloud=not one, kept={} if one else None)
     say_cut(base, texts, adapters, "all" if one else config.tta)
-    start, how = time.perf_counter(), (config.tta_fraction, config.weights, {})  # {}: passes made so far
-    p_a = predict_pairs(base, texts, adapters, config.tta, *how)
+    settings = {"fraction": config.tta_fraction, "weights": config.weights, "known": {}}
+    start = time.perf_counter()
+    p_a = predict_pairs(base, texts, adapters, config.tta, **settings)
     figures = {"seconds": round(time.perf_counter() - start, 2)}
     if one:
-        ab, ba = (float(predict_pairs(base, texts, adapters, order, *how).iloc[0]) for order in ("ab", "ba"))
+        (ab,), (ba,) = (predict_pairs(base, texts, adapters, order, **settings) for order in ("ab", "ba"))
         tokens = len(encode(base.tokenizer, texts, sys.maxsize)[0])
         cut = max(0, tokens - config.max_length)
         figures |= {"p_a": float(p_a.iloc[0]), "p_a_ab": ab, "p_a_ba": ba, "disagreement": abs(ab - ba)}
         figures |= {"tokens": tokens, "cut": cut}
         orders = f"{ab:.3f} where it is shown first, {ba:.3f} where second, {abs(ab - ba):.3f} apart"
-        lost = f"{cut:,} of {tokens:,} tokens are cut" if cut else "nothing is cut"
+        lost = f"{tokens:,} tokens are cut to {config.max_length:,}" if cut else "nothing is cut"
         say(f"P(the first answer is preferred) {figures['p_a']:.3f}: {orders}; {lost}")
     return p_a, figures
 

@@ -26,8 +26,8 @@ import torch
 from tqdm import tqdm
 
 from minarena.batching import real_tokens, steps_per_epoch
-from minarena.config import EVAL_COLUMNS, JUDGED_BY, TrainConfig, parse
-from minarena.data import split
+from minarena.config import TrainConfig, parse
+from minarena.data import EVAL_COLUMNS, JUDGED_BY, split
 from minarena.dist import World, this_world
 from minarena.fast.path import take_fast_path_
 from minarena.fast.recompute import fit_layers_
@@ -67,7 +67,7 @@ from minarena.tiny import DEMO_LR, DEMO_ROWS, HELD_OUT_ROWS, demo_pairs
 
 def main(argv: list[str] | None = None) -> dict:
     config, world = parse(TrainConfig, argv, __doc__), this_world()
-    device = resolve(config, world)
+    device = resolve_(config, world)
     # ------------------------------------------------------------------------ data, model, optimiser
     pairs, held_out = load_pairs(config)
     run = Run.open(config.out, world, record_of(config, pairs, device, world), config.resume)
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> dict:
     options = {name: getattr(config, name) for name in ("max_grad_norm", "label_smoothing")}
     options["world"] = world
     with catch_stop_signals(announce=run.writes) as signals:
-        if due(first, config.eval_every) and not run.has_eval(first):  # a signal cut it off
+        if first < steps and due(first, config.eval_every) and not run.has_eval(first):  # it was cut off
             evaluate_midway(run, first, model, held_out, compute, signals)
         for step in run.progress(first, steps):
             # ---------------------------------------------------------------- one optimiser step
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> dict:
     return print_json(result, config.json)
 
 
-def resolve(config: TrainConfig, world: World) -> torch.device:
+def resolve_(config: TrainConfig, world: World) -> torch.device:
     """Fill in, in place, the options that depend on others or on the device; returns the device."""
     plain_bars()
     device = world.device()
@@ -248,7 +248,8 @@ def result_of(run: Run, config: TrainConfig, steps: int, rows: int, figures: dic
     result = {"out": config.out, "order": config.order, "steps": steps, "rows": rows, "tokens": run.tokens}
     result |= {"seconds": round(run.seconds, 2), "tokens_per_second": speed}
     peak = peak_bytes(device)
-    result |= {"peak_memory_gib": peak and round(peak / 2**30, 3), "resumed_after": run.first}
+    peak = None if peak is None else round(peak / 2**30, 3)
+    result |= {"peak_memory_gib": peak, "resumed_after": run.first}
     return result | {"eval": {**figures[JUDGED_BY[config.order]], **figures}}
 
 

@@ -24,7 +24,7 @@ import pandas as pd
 from benchmarks.random_base import print_result
 from minarena.config import SEED, InferConfig
 from minarena.dist import SINGLE_PROCESS
-from minarena.ensemble.adapters import find_ensemble
+from minarena.ensemble.adapters import find_ensemble_
 from minarena.ensemble.predict import load_predictor, predict_pairs
 from minarena.files.pairs import read_pairs
 from minarena.files.repair import repaired
@@ -38,7 +38,7 @@ CLAIM = "I am the better answer."
 def main(argv: list[str] | None = None) -> dict:
     options = parse(argv)
     config = InferConfig(options.adapter, model=options.model, token_budget=options.token_budget)
-    ensemble = find_ensemble(config, SINGLE_PROCESS)
+    ensemble = find_ensemble_(config, SINGLE_PROCESS)
     if options.data:
         table = read_pairs(options.data, options.limit)
     else:

@@ -110,7 +110,7 @@ class InferConfig:
     out: str | None = option(None, "id, winner of each row of --data FILE (default: submission.csv)", "files")
     probs: str | None = option(None, "file of id, winner_model_a, winner_model_b (.csv, .parquet)")
     pseudo: str | None = option(None, "instead of --out: a training file with winner = [p_a, p_b]")
-    pseudo_threshold: float | None = option(None, "only labels above this confidence, made 0 or 1 (0.95)")
+    pseudo_threshold: float | None = option(None, "only labels above this confidence, made 0 or 1 (say .95)")
     exclude: list[str] = option([], "no pseudo-labels for prompts that stand in these files")
     distill: list[str] = option([], "pseudo-labels of --data from these runs' held-out parts, not --adapter")
     max_length: int | None = option(None, "tokens a row (default: as trained)", "computing")
@@ -141,11 +141,7 @@ AT_LEAST |= {"eval_every": 1, "save_every": 1, "labels": 1}
 KEYS = {"columns": ["prompt", "system", "a", "b", "winner"], "winner_words": ["a", "b", "tie"]}
 KEYS["columns"] += ["chosen", "rejected", "score_a", "score_b", "id", "language", *GROUPS]
 FRACTIONS = ("tta_fraction", "warmup_ratio", "label_smoothing", "lora_dropout", "head_dropout")
-
-# The order a run was trained in -> which of its figures judge it: ab, ba, or the mean of both
-JUDGED_BY = {"ab": "ab", "ba": "ba", "both": "mean"}
-EVAL_COLUMNS = {"ab": "p_a_ab", "ba": "p_a_ba", "mean": "p_a"}  # these figures -> eval.parquet's P(a wins)
-# What an adapter is taken for whose record does not say it: the values of the time before they were recorded
+# Values for an adapter whose record lacks the key: those in force before the key existed
 UNRECORDED = {"order": "ab", "max_length": 2200, "truncation": "left", "matmul": "dequant"}
 
 
@@ -180,15 +176,15 @@ def options_of(kind: type, argv: list[str], parser: argparse.ArgumentParser | No
     add_options(parser, kind)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        names = ["--" + f.name.replace("_", "-") for f in fields(kind)] + ["--swap"]
+        names = ["--" + f.name.replace("_", "-") for f in fields(kind)]
+        names += ["--swap"] if "--order" in names else []
         close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
         stop(f"unknown option {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
     typed = vars(known)  # defaults are suppressed: only what was typed
     orders = re.findall(r"--order[ =](\w+)", " ".join(argv))
     if "--swap" in argv and set(orders) - {"ba"}:
         stop(f"--swap means --order ba: drop it or --order {orders[0]}")
-    problem = contradiction(kind(**typed), typed)
-    if problem:
+    if problem := contradiction(kind(**typed), typed):
         stop(problem)
     return kind(**typed)
 
@@ -238,13 +234,13 @@ def contradiction(config, typed: dict) -> str:
     """What is wrong with the values, as one line that names option and remedy; "" when nothing is."""
     for name, value in vars(config).items():
         flag = f"--{name.replace('_', '-')} {value}"
-        if name in AT_LEAST and isinstance(value, int | float) and not AT_LEAST[name] <= value < math.inf:
-            return f"{flag}: must be {AT_LEAST[name]} or more"
+        if name in AT_LEAST and isinstance(value, int | float) and not AT_LEAST[name] <= value < 2**63:
+            return f"{flag}: must be {AT_LEAST[name]} or more" + (", below 2**63" if value >= 2**63 else "")
         for word in value if name in KEYS else ():
             key, _, said = word.partition("=")
             if key not in KEYS[name] or not said:
-                known = ", ".join(KEYS[name])
-                return f"--{name.replace('_', '-')} {word}: must be KEY=NAME, KEY one of {known}"
+                typed_as = flag.split()[0]
+                return f"{typed_as} {word}: must be KEY=NAME, KEY one of {', '.join(KEYS[name])}"
         if name in FRACTIONS and not 0 <= value < 1:
             return f"{flag}: must be at least 0 and below 1"
         if name in ("lr", "lora_alpha", "pseudo_weight") and value is not None and not 0 < value < math.inf:
@@ -253,24 +249,25 @@ def contradiction(config, typed: dict) -> str:
         return train_contradiction(config, typed)
     if isinstance(config, InferConfig):
         return infer_contradiction(config, typed)
-    if isinstance(config, QuantizeConfig) and not config.out:
-        return "--out DIR is needed: the folder to write"
-    if isinstance(config, QuantizeConfig) and config.float and not config.adapter:
+    if config.float and not config.adapter:
         return "--float writes a judge: give its --adapter RUN, or drop --float"
-    return ""
+    return "" if config.out else "--out DIR is needed: the folder to write"
 
 
 def infer_contradiction(config: InferConfig, typed: dict) -> str:
     if not (config.adapter or config.distill):
         return "--adapter DIR is needed: a folder that train.py wrote"
+    runs_own = {"adapter", "limit", "exclude", "weights", "columns", "winner_words", "tta", "token_budget"}
+    runs_own = (runs_own | {"model", "max_length", "truncation", "dtype", "matmul", "fast"}) & typed.keys()
+    if config.distill and runs_own:
+        return f"--distill takes the runs' own probabilities: drop --{min(runs_own).replace('_', '-')}"
     if config.pseudo and "out" in typed:
         return "--pseudo is the output: drop --out"
     if "tta_fraction" in typed and config.tta != "uncertain":
         return "--tta-fraction is for --tta uncertain: add that, or drop it"
-    if config.weights and len(config.weights) != len(config.adapter):
-        return f"--weights: give {len(config.adapter)} numbers, one for each --adapter"
-    if config.weights and not (min(config.weights) >= 0 and 0 < sum(config.weights) < math.inf):
-        return "--weights: none may be negative, and one at least must be above 0"
+    weights, count = config.weights, len(config.adapter)
+    if weights and (len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < math.inf):
+        return f"--weights: give {count} numbers of 0 or more, one for each --adapter, one above 0"
     if len(config.answers) != (2 if "prompt" in typed else 0):
         return "--prompt TEXT and --answers FILE_A FILE_B go together"
     others = {"data", "limit", "columns", "winner_words", "pseudo", "exclude", "distill"} & typed.keys()
@@ -283,8 +280,9 @@ def train_contradiction(config: TrainConfig, typed: dict) -> str:
     if config.fold >= config.n_splits:
         return f"--fold {config.fold}: must be below --n-splits {config.n_splits}"
     parting = {"fold", "n_splits", "split_by"} & typed.keys()
-    if not config.data and parting:
-        return "--fold, --n-splits and --split-by need --data FILE: the demo pairs bring their held-out part"
+    of_files = parting | {"eval_data", "columns", "winner_words", "ties", "pseudo_weight"} & typed.keys()
+    if of_files and not config.data:
+        return f"--{min(of_files).replace('_', '-')} needs --data FILE: the demo pairs are ready as they are"
     if config.eval_data and parting:
         return "--eval-data is the held-out part: drop --fold, --n-splits and --split-by"
     if config.model != "tiny" and not config.data:
@@ -294,6 +292,6 @@ def train_contradiction(config: TrainConfig, typed: dict) -> str:
         return f"--init-adapter brings a rank, alpha, head of its own: drop --{fixed[0].replace('_', '-')}"
     if config.log_to and find_spec(config.log_to) is None:
         return f"--log-to {config.log_to}: not installed: pip install {config.log_to}"
-    if config.eval_data and not config.data:
-        return "--eval-data needs --data FILE: the demo pairs bring their own held-out part"
+    if config.head == "linear" and "head_dropout" in typed:
+        return "--head linear has no dropout: drop --head-dropout"
     return ""

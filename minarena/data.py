@@ -13,6 +13,9 @@ import pandas as pd
 
 TEXTS = ("prompt", "response_a", "response_b")
 GROUPS = ("subset", "category", "domain", "source")  # what benchmarks of judges call the kinds of their rows
+# The order a run was trained in -> which of its figures judge it: ab, ba, or the mean of both
+JUDGED_BY = {"ab": "ab", "ba": "ba", "both": "mean"}
+EVAL_COLUMNS = {"ab": "p_a_ab", "ba": "p_a_ba", "mean": "p_a"}  # these figures -> eval.parquet's P(a wins)
 
 
 def swapped(table: pd.DataFrame) -> pd.DataFrame:
@@ -26,11 +29,11 @@ def split(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(train, held-out): a row is held out when its index modulo n_splits equals fold, the recipe's rule.
 
-    by: "prompt" holds out all rows of a prompt by the index of its first one.
+    by: "prompt" holds out all rows of a prompt by the index of its first row that is used.
 
     The index counts the rows of the file that are not used, too: --ties and --limit move no row to another
-    fold. Pseudo-labelled rows are never held out: what is measured is agreement with people; those of a
-    prompt that is held out as a whole are used in neither part.
+    fold (by prompt they can move one whose first row they drop). Pseudo-labelled rows are never held out:
+    what is measured is agreement with people. Those of a prompt that is held out whole are in neither part.
     """
     place = pd.Series(table.index)
     place = place.groupby(table["prompt"].to_numpy()).transform("first") if by == "prompt" else place

@@ -1,8 +1,8 @@
 """Several processes, started by torchrun: which rank this one is, and sums over all of them.
 
-    world = this_world()                rank 0 of 1 without torchrun: nothing below then does or costs
-    anything world.all_reduce_(gradient, loss)   in place, the sum over all ranks world.all_gather(7)
-    [7, 7]: every rank's value, on every rank
+    world = this_world()                   rank 0 of 1 without torchrun: all below then does nothing
+    world.all_reduce_(gradient, loss)      in place: the sum over all ranks
+    world.all_gather(7)                    [7, 7]: every rank's value, on every rank
 
 Tensors go over NCCL on GPUs and over gloo on CPUs, everything else over gloo. The only file that reads the
 environment (runtime/launch.py leaves that to torch). What it does not do: start processes, or restart them.
@@ -16,8 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class World:
-    """This process is `rank` of `size` in all, and `local_rank` of `local_size` on this machine, from
-    torchrun."""
+    """This process: `rank` of `size` in all, `local_rank` of `local_size` on this machine; from torchrun."""
 
     rank: int = 0
     size: int = 1
@@ -25,8 +24,7 @@ class World:
     local_size: int = 1
 
     def device(self) -> torch.device:
-        """This rank's GPU, which becomes torch's current one, or the CPU; ValueError: more ranks than
-        GPUs."""
+        """This rank's GPU, which becomes torch's current one, or the CPU. ValueError: too few GPUs."""
         if not torch.cuda.is_available():
             return torch.device("cpu")
         count = torch.cuda.device_count()

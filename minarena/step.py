@@ -199,15 +199,15 @@ def predict_p_first(
     """
     model.eval()
     p = np.full(len(rows), np.nan)
-    with tqdm(total=len(rows), desc=label, unit="row", disable=label is None or None, leave=False) as bar:
+    hidden = True if label is None else None  # None: where stderr is no terminal
+    with tqdm(total=len(rows), desc=label, unit="row", disable=hidden, leave=False) as bar:
         for chosen in cut_micro_batches(model, rows, compute.token_budget):
             if stop:
                 return None
             with without_cudnn_attention():
                 logits = row_logits(model, [rows[i] for i in chosen], compute).double()  # (B, 2)
-            margin = (
-                logits[:, 0] - logits[:, 1]
-            )  # infinity would pass as a probability of 0 or 1: make it NaN
+            # an infinite logit would pass as a probability of 0 or 1: its margin becomes NaN
+            margin = logits[:, 0] - logits[:, 1]  # (B,)
             p[chosen] = torch.where(margin.isfinite(), margin.sigmoid(), torch.nan).cpu().numpy()
             bar.update(len(chosen))
     bad = np.flatnonzero(~np.isfinite(p))

@@ -1,6 +1,6 @@
 """Trained adapters: found in their folders, and the options and the base that all of them agree on.
 
-    found = find_ensemble(config, world)     of config.adapter: DIR, or DIR:ba; config's None: as in training
+    found = find_ensemble_(config, world)     of config.adapter: DIR, or DIR:ba; config's None: as in training
     base = check_base(found)                 its fingerprint; another base of the same name is refused
 
 One base serves all, so what was not typed must be the same in all their records. What it does not do: load
@@ -41,7 +41,7 @@ class Ensemble:
     typed: bool
 
 
-def find_ensemble(config: InferConfig, world: World) -> Ensemble:
+def find_ensemble_(config: InferConfig, world: World) -> Ensemble:
     """Fills in, in place, what was not typed: as the adapters were trained."""
     adapters, typed = [find_adapter(argument) for argument in config.adapter], config.model is not None
     for adapter in adapters:

@@ -15,7 +15,7 @@ import numpy as np
 
 from minarena.config import SEED, InferConfig, options_of
 from minarena.dist import SINGLE_PROCESS
-from minarena.ensemble.adapters import Ensemble, check_base, find_ensemble
+from minarena.ensemble.adapters import Ensemble, check_base, find_ensemble_
 from minarena.ensemble.predict import Predictor, load_predictor, predict_pairs, say_cut
 from minarena.files.layouts import table_of_lists
 from minarena.files.outliers import GUARD_ROWS
@@ -90,6 +90,6 @@ def load_judge(*adapters: str, **options) -> Judge:
             raise ValueError(f"load_judge: no option {name}; there are {', '.join(OPTIONS)}")
         words += [] if value is None else ["--" + name.replace("_", "-"), *map(str, np.atleast_1d(value))]
     plain_bars()
-    found = find_ensemble(options_of(InferConfig, words), SINGLE_PROCESS)
+    found = find_ensemble_(options_of(InferConfig, words), SINGLE_PROCESS)
     check_base(found)
     return Judge(load_predictor(found, demo_pairs(GUARD_ROWS, SEED), kept={}), found)

@@ -1,6 +1,6 @@
 """Probabilities for a table of pairs from any number of adapters over one base, joined by id.
 
-    base = load_predictor(found, table)                        found: adapters.find_ensemble(config, world)
+    base = load_predictor(found, table)                        found: adapters.find_ensemble_(config, world)
     p_a = predict_pairs(base, table, found.adapters, tta="all")
 
 Each adapter sees a row in the order that it was trained in (two mirrored models: two passes, as in the

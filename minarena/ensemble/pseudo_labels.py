@@ -26,19 +26,13 @@ from minarena.files.sources import data_files, records
 from minarena.runtime.console import first_line, say
 
 
-def check(config: InferConfig) -> None:
+def check_pseudo_options(config: InferConfig) -> None:
     """Raise ValueError, in one line with the remedy, for options that make no sense together."""
     threshold = config.pseudo_threshold
     if not config.pseudo:
         raise ValueError("--pseudo FILE is needed by --distill, --exclude and --pseudo-threshold")
     if not config.data:
         raise ValueError("--pseudo needs --data FILE: the rows to label")
-    if config.distill and config.adapter:
-        raise ValueError("--distill takes the probabilities of its runs: drop --adapter")
-    if config.distill and config.exclude:
-        raise ValueError("--exclude is for new rows: drop it, or --distill")
-    if config.distill and config.limit:
-        raise ValueError("--limit is the runs' own: drop it, or --distill")
     if config.probs:
         raise ValueError("--pseudo is the output: drop --probs")
     if threshold is not None and not 0.5 <= threshold < 1:
@@ -55,13 +49,12 @@ def unlabelled(config: InferConfig) -> pd.DataFrame:
     if config.exclude:
         say(f"{excluded.sum():,} rows have a prompt that is in --exclude: left out")
     if excluded.all():
-        raise ValueError("--data: no row is left to label: see --exclude")
+        raise ValueError("--data: no row is left to label: see what was left out, and --exclude")
     return table[~excluded]
 
 
 def prompts(path: str) -> set[str]:
-    """Prompts of a file of any layout, stripped: both as we write conversations and as its own column has
-    them."""
+    """Prompts of a file of any layout, stripped: as we write conversations, and as its own column says."""
     found = set(read_pairs([path])["prompt"].str.strip())
     for frame, _ in (part for file in data_files(path) for part in read_frames(file)):
         found |= {text.strip() for text in frame.get("prompt", []) if isinstance(text, str)}
@@ -116,12 +109,8 @@ def distilled(config: InferConfig) -> tuple[pd.DataFrame, pd.Series]:
 def finished_run(run: str) -> tuple[dict, pd.DataFrame]:
     """(the keys of its train_config.json that are used here, its eval.parquet)"""
     names = ("data_files", "eval_data", "limit", "ties", "fold", "n_splits")
-    later = {
-        "init_adapter": None,
-        "columns": [],
-        "winner_words": [],
-        "reading": 1,
-    }  # with what earlier runs had
+    # what earlier runs had, whose records lack these keys
+    later = {"init_adapter": None, "columns": [], "winner_words": [], "reading": 1}
     try:
         table = pd.read_parquet(f"{run}/eval.parquet", columns=["id", "label", "p_a"])
         record = read_record(Path(run) / "train_config.json")

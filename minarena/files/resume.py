@@ -1,8 +1,9 @@
 """Resume an interrupted run; the result is the one of an uninterrupted run.
 
     record = check_same_options(out, options)         ValueError where this would be another run
-    finished_result(out, record)                      what the run printed, if nothing is left to do done =
-    load_checkpoint_(out, model, optimizer)    steps done: weights and optimiser state are those after them
+    finished_result(out, record)                      what the run printed, if nothing is left to do
+    load_checkpoint_(out, model, optimizer)           (steps done, token budget): weights and optimiser
+                                                      state are those after these steps
 
 Runs outlive code: a key that a run's record lacks counts as the value that gave the old behaviour, and keys
 that are no longer options are ignored. Nothing is ever unpickled. What it does not do: go on from another
@@ -19,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from minarena.config import JUDGED_BY, TrainConfig
+from minarena.config import TrainConfig
+from minarena.data import JUDGED_BY
 from minarena.files.adapter import read_adapter
 from minarena.files.checkpoint import find_checkpoints
 from minarena.files.durable import file_record, read_record, write_text

@@ -266,7 +266,10 @@ class Run:
             if isinstance(error, FloatingPointError):
                 self.world.all_gather(None)  # every rank has the error: wait until rank 0 has saved
             where = f"step {done + 1}, rows {names}"
-            going_on = f"; --resume goes on after step {done}" if done else ""  # else there is no checkpoint
+            # of several ranks one alone may be out of memory: it cannot save for rank 0
+            saved = not isinstance(error, MemoryError) or self.world.size == 1
+            after = f"after step {done}" if saved else "from the newest checkpoint"
+            going_on = f"; --resume goes on {after}" if done else ""  # else there is no checkpoint
             raise type(error)(f"{where}: {error}{going_on}") from error
 
     def finish(self, table: pd.DataFrame, model: nn.Module, adapter: AdapterConfig, base: str) -> None:

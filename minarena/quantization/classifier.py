@@ -14,7 +14,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from minarena.config import EVAL_COLUMNS, UNRECORDED, QuantizeConfig
+from minarena.config import UNRECORDED, QuantizeConfig
+from minarena.data import EVAL_COLUMNS
 from minarena.files.durable import read_record
 from minarena.files.fingerprint import differences, fingerprint
 from minarena.files.resume import read_log

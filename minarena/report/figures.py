@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from minarena import metrics
-from minarena.config import JUDGED_BY
-from minarena.data import TEXTS
+from minarena.data import JUDGED_BY, TEXTS
 from minarena.metrics import ENOUGH
 from minarena.report import reliability
 from minarena.report.runs import Run

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from minarena import metrics
-from minarena.config import EVAL_COLUMNS
+from minarena.data import EVAL_COLUMNS
 from minarena.files.pairs import read_frames
 from minarena.report.runs import PEOPLE, Run
 

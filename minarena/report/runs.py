@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 
 from minarena.batching import steps_per_epoch
-from minarena.config import EVAL_COLUMNS, JUDGED_BY
-from minarena.data import GROUPS, TEXTS
+from minarena.data import EVAL_COLUMNS, GROUPS, JUDGED_BY, TEXTS
 from minarena.files.base import check_folder
 from minarena.files.durable import file_record, read_record
 from minarena.files.pairs import as_typed, read_pairs

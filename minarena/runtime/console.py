@@ -61,7 +61,8 @@ def run_command(main: Callable, again: str = "nothing was written") -> None:
         say(f"\n{name}: stopped; {again}")
         end = 130
     except (ValueError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
-        out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        # on a CPU torch raises a plain RuntimeError
+        out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         if isinstance(error, RuntimeError) and not out_of_memory:
             raise  # a mistake of ours: the traceback is needed
         end = f"{name}: {first_line(error) if out_of_memory else printable(str(error))}"
@@ -104,8 +105,9 @@ def describe_data(config: TrainConfig, pairs: pd.DataFrame, held_out: pd.DataFra
 def held_bytes(model: nn.Module) -> tuple[int, int]:
     """(numbers in the base, bytes of weights, gradients and AdamW's state), whatever the rows."""
     device, trained = next(model.parameters()).device, sum(p.numel() for p in trainable(model))
-    # the fast path's fused weights are views of the same memory: do not count them twice
-    buffers = [tensor for name, tensor in model.named_buffers() if ".fused." not in name]
+    # two kinds are not counted: the fast path's fused weights, views of the same memory, and outlier columns
+    apart = (".columns", ".rounded", ".outliers")
+    buffers = [t for name, t in model.named_buffers() if ".fused." not in name and not name.endswith(apart)]
     tensors = [*model.parameters(), *buffers]
     moments = 2 if device.type == "cuda" else 8  # bytes a parameter of AdamW's two moments
     held = sum(t.numel() * t.element_size() for t in tensors) + trained * (4 + moments)
@@ -155,7 +157,8 @@ def print_results(config: TrainConfig, result: dict, held_out: int) -> None:
         say(f"  order {name:13}  {'   '.join(cells)}{trained}")
     if held_out < 200:
         say("Fewer than 200 held-out rows: the standard errors (±) say how little these figures tell.")
-    speed = f"{result['tokens_per_second']:,.0f} tokens/s, at most {result['peak_memory_gib']:.2f} GiB"
+    speed, peak = f"{result['tokens_per_second']:,.0f} tokens/s", result["peak_memory_gib"]
+    speed += "" if peak is None else f", at most {peak:.2f} GiB"
     before = result["resumed_after"]  # what came before --resume was not timed here
     steps = f"{result['steps'] - before:,} steps"
     if before:
@@ -166,7 +169,7 @@ def print_results(config: TrainConfig, result: dict, held_out: int) -> None:
 
 def what_next(config: TrainConfig) -> list[str]:
     """Two lines on what to do after a run; the demo's lead to the README's next commands."""
-    twin = {"runs/ab": "runs/ba", "runs/ba": "runs/ab"}.get("" if config.data else config.out)
+    twin = None if config.data else {"runs/ab": "runs/ba", "runs/ba": "runs/ab"}.get(config.out)
     runs = "runs/ab runs/ba" if twin else config.out
     steps = [f"python infer.py --adapter {runs}" + (" --data FILE" if config.data else "")]
     if twin and not Path(twin, "adapter_config.json").exists():  # a finished run has one

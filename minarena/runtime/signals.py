@@ -21,10 +21,11 @@ def catch_stop_signals(announce: bool = True) -> Iterator[list[int]]:
 
     A Ctrl-C after the first signal ends the process at once. A second SIGTERM does not: `timeout` and some
     batch systems send two in a row. A signal that was ignored before (nohup, a job in the background) stays
-    ignored. Outside the main thread Python allows no handlers: both signals act as ever. announce: whether a
-    line says so; of several ranks one does.
+    ignored. Outside the main thread Python allows no handlers: both signals keep their usual effect.
+    announce: whether a line says so; of several ranks one does.
     """
-    numbers = []
+    numbers, handlers = [], {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    caught = [number for number, handler in handlers.items() if handler != signal.SIG_IGN]
     if threading.current_thread() is not threading.main_thread():
         yield numbers
         return
@@ -33,10 +34,9 @@ def catch_stop_signals(announce: bool = True) -> Iterator[list[int]]:
         if announce and not numbers:  # not print(): a signal may come in the middle of another print
             os.write(2, b"\nStopping after this step, which is saved first; Ctrl-C stops at once.\n")
         numbers.append(number)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if signal.SIGINT in caught:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    caught = [number for number, handler in handlers.items() if handler != signal.SIG_IGN]
     for number in caught:
         signal.signal(number, note)
     try:

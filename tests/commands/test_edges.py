@@ -23,9 +23,11 @@ import infer
 import train
 from minarena.config import TrainConfig, parse
 from minarena.dist import this_world
+from minarena.files import run as run_files
 from minarena.files.lock import lock_folder, unlock_folder
 from minarena.model import PreferenceModel
 from minarena.runtime import memory
+from minarena.runtime.signals import catch_stop_signals
 from minarena.tiny import demo_pairs, write_tiny
 from minarena.truncation import truncate_middle
 
@@ -113,6 +115,37 @@ def test_a_signal_during_an_evaluation_saves_the_step_and_the_resumed_run_evalua
     assert [(e["event"], e["step"]) for e in events(out)][-2:] == [("step", 4), ("save", 4)]
     train.main([*words, "--out", str(out), "--resume"])
     assert_same_run(straight, out, saves=False)
+
+
+def test_a_run_that_was_killed_in_its_last_evaluation_evaluates_once(words, tmp_path, monkeypatch):
+    """The last step is one of --eval-every: the evaluation of that step is the run's last one."""
+    straight, out = tmp_path / "straight", tmp_path / "run"
+    words = [*words, "--eval-every", "3"]
+    train.main([*words, "--out", str(straight)])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_files.Run, "finish", killed)
+        train.main([*words, "--out", str(out)])
+    log = out / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    log.write_text("".join(lines[:-1]), encoding="utf-8")  # killed before it was logged
+    train.main([*words, "--out", str(out), "--resume"])
+    assert_same_run(straight, out, saves=False)
+
+
+def test_an_ignored_ctrl_c_stays_ignored_after_a_first_signal(monkeypatch):
+    """A job in the background is saved in peace, whatever is typed at its terminal."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with catch_stop_signals(announce=False) as numbers:
+            signal.raise_signal(signal.SIGTERM)
+            assert numbers == [signal.SIGTERM] and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_halved_budget_is_recorded_and_a_resumed_run_begins_with_it(words, tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def test_what_is_cut_of_one_pair_is_said_and_a_typed_out_is_written(runs, files,
     assert result["tokens"] == tokens and result["cut"] == tokens - 200
     assert result["p_a"] == pytest.approx((result["p_a_ab"] + result["p_a_ba"]) / 2, abs=1e-9)
     said = capsys.readouterr().err
-    assert f"{tokens - 200} of {tokens} tokens are cut" in said
+    assert f"{tokens} tokens are cut to 200" in said
     assert "cut       1 of 1 rows are over --max-length 200 tokens" in said
     assert pd.read_csv(tmp_path / "s.csv")["winner"].tolist() == [
         "model_a" if result["p_a"] > 0.5 else "model_b"

@@ -116,11 +116,8 @@ def test_options_that_make_no_sense_together_are_refused(runs, tmp_path):
     for words, named in (
         (f"{a} --data x.csv --exclude y.csv", "--pseudo FILE is needed"),
         (f"{a} --data x.csv --pseudo-threshold 0.9", "--pseudo FILE is needed"),
-        (f"{a} --distill d --data x.csv", "--pseudo FILE is needed"),
+        ("--distill d --data x.csv", "--pseudo FILE is needed"),
         (f"{a} {out}", "--pseudo needs --data FILE"),
-        (f"{a} {out} --distill d --data x.csv", "drop --adapter"),
-        (f"{out} --distill d --data x.csv --exclude y.csv", "--exclude is for new rows"),
-        (f"{out} --distill d --data x.csv --limit 3", "--limit is the runs' own"),
         (f"{a} {out} --data x.csv --probs p.csv", "drop --probs"),
         (f"{a} {out} --data x.csv --pseudo-threshold 1.5", "--pseudo-threshold 1.5: must be"),
         (f"{a} --data x.csv --pseudo {tmp_path}/there.parquet", "there.parquet exists"),

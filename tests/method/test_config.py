@@ -27,11 +27,11 @@ TRAIN = {
     "eval_data": (None, "--data a.csv --eval-data v.csv", "v.csv"),
     "out": (None, "--out somewhere", "somewhere"),
     "order": ("ab", "--order both", "both"),
-    "ties": ("drop", "--ties half", "half"),
-    "pseudo_weight": (1.0, "--pseudo-weight 0.5", 0.5),
+    "ties": ("drop", "--data a.csv --ties half", "half"),
+    "pseudo_weight": (1.0, "--data a.csv --pseudo-weight 0.5", 0.5),
     "limit": (None, "--limit 5", 5),
-    "columns": ([], "--columns a=x b=y", ["a=x", "b=y"]),
-    "winner_words": ([], "--winner-words a=1 b=2", ["a=1", "b=2"]),
+    "columns": ([], "--data a.csv --columns a=x b=y", ["a=x", "b=y"]),
+    "winner_words": ([], "--data a.csv --winner-words a=1 b=2", ["a=1", "b=2"]),
     "split_by": ("row", "--data a.csv --split-by prompt", "prompt"),
     "n_splits": (1000, "--data a.csv --n-splits 5", 5),
     "fold": (0, "--data a.csv --fold 3", 3),
@@ -80,7 +80,7 @@ INFER = {
     "pseudo": (None, A + "--pseudo p.parquet", "p.parquet"),
     "pseudo_threshold": (None, A + "--pseudo-threshold 0.95", 0.95),
     "exclude": ([], A + "--exclude a.csv b.csv", ["a.csv", "b.csv"]),
-    "distill": ([], "--adapter runs/ab --distill f0 f1", ["f0", "f1"]),
+    "distill": ([], "--distill f0 f1", ["f0", "f1"]),
     "max_length": (None, A + "--max-length 99", 99),
     "truncation": (None, A + "--truncation middle", "middle"),
     "token_budget": ("auto", A + "--token-budget auto", "auto"),
@@ -179,7 +179,7 @@ def test_an_unknown_option_or_value_ends_in_one_line_that_names_it(kind, words, 
 NUMBERS = {
     "--pseudo-weight": "0 -1 nan inf",
     "--limit": "0",
-    "--n-splits": "1",
+    "--n-splits": "1 1000000000000000000000000000000",
     "--fold": "-1",
     "--max-length": "7",
     "--batch-size": "0",
@@ -197,7 +197,7 @@ NUMBERS = {
     "--head-dropout": "1",
     "--eval-every": "0",
     "--save-every": "0",
-    "--seed": "-1",
+    "--seed": "-1 18446744073709551616",
 }
 
 
@@ -206,6 +206,20 @@ def test_a_number_out_of_range_is_named_with_its_bound(option, capsys):
     for value in NUMBERS[option].split():
         line = refused(TrainConfig, f"{option} {value}", capsys)
         assert option in line and "must be" in line
+
+
+# Options that mean nothing beside the demo's own pairs, and beside the probabilities of finished runs
+READ_FROM_FILES = ["--fold 1", "--split-by prompt", "--columns a=x", "--winner-words a=1", "--ties half"]
+READ_FROM_FILES += ["--pseudo-weight .5"]
+OF_THE_RUNS = [
+    "--adapter x",
+    "--weights 1 2",
+    "--tta all",
+    "--max-length 99",
+    "--model base",
+    "--matmul int8",
+]
+OF_THE_RUNS += ["--dtype fp32", "--truncation left", "--columns a=x", "--limit 3", "--exclude y.csv"]
 
 
 @pytest.mark.parametrize(
@@ -225,6 +239,12 @@ def test_a_number_out_of_range_is_named_with_its_bound(option, capsys):
         (InferConfig, "--adapter x y --weights 1 nan", ["--weights"]),
         (InferConfig, "--adapter x --pseudo p.parquet --out s.csv", ["--pseudo", "--out"]),
         (InferConfig, "--adapter x --tta all --tta-fraction 0.3", ["--tta-fraction", "--tta uncertain"]),
+        *((TrainConfig, words, [words.split()[0], "--data"]) for words in READ_FROM_FILES),
+        (TrainConfig, "--head linear --head-dropout 0.5", ["--head linear", "--head-dropout"]),
+        *(
+            (InferConfig, f"--distill f0 f1 {words}", ["--distill", words.split()[0]])
+            for words in OF_THE_RUNS
+        ),
         (QuantizeConfig, "", ["--out"]),
         (QuantizeConfig, "--out q --float", ["--float", "--adapter"]),
     ],
@@ -232,6 +252,11 @@ def test_a_number_out_of_range_is_named_with_its_bound(option, capsys):
 def test_contradictions_end_in_one_line_that_names_both_sides(kind, words, names, capsys):
     line = refused(kind, words, capsys)
     assert all(name in line for name in names), line
+
+
+def test_swap_is_suggested_where_there_is_an_order_alone(capsys):
+    assert "did you mean --swap?" in refused(TrainConfig, "--swaped", capsys)
+    assert "did you mean" not in refused(InferConfig, "--adapter x --swap", capsys)
 
 
 def test_a_list_option_that_is_typed_twice_keeps_both():

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 
 from minarena import metrics
-from minarena.config import JUDGED_BY
+from minarena.data import JUDGED_BY
 from minarena.report import figures, groups
 from minarena.report.predictors import Predictor, best_of, ensemble_of, judged, read_probs
 from minarena.report.runs import GENERATED, PEOPLE, Run, join_data_

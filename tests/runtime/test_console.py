@@ -15,13 +15,14 @@ import types
 
 import pandas as pd
 import pytest
+import torch
 from helpers import write_pairs
 from tqdm import tqdm
 
 import quantize
 import train
 from minarena.config import TrainConfig, parse
-from minarena.runtime.console import by_language, run_command
+from minarena.runtime.console import by_language, print_results, run_command
 from minarena.tiny import demo_pairs
 
 
@@ -157,3 +158,20 @@ def test_a_library_that_is_not_there_is_named_before_anything_else(library, caps
     with pytest.raises(SystemExit):
         parse(TrainConfig, ["--log-to", library])
     assert f"--log-to {library}: not installed: pip install {library}" in capsys.readouterr().err
+
+
+def test_where_no_system_counts_memory_the_last_lines_say_nothing_of_it(capsys):
+    scored = dict.fromkeys(("accuracy", "log_loss"), 0.5)
+    result = {"eval": dict.fromkeys(("ab", "ba", "mean"), scored), "tokens_per_second": 9.0, "seconds": 1.0}
+    print_results(TrainConfig(), result | {"steps": 3, "resumed_after": 0, "peak_memory_gib": None}, 7)
+    said = capsys.readouterr().err
+    assert "3 steps in 1 s: 9 tokens/s" in said and "GiB" not in said
+
+
+def test_full_memory_of_a_cpu_ends_in_one_line():
+    def main():
+        torch.empty(2**60, dtype=torch.uint8)
+
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    assert "can't allocate memory" in end.value.code and "\n" not in end.value.code

@@ -11,6 +11,7 @@ that failed is left: no gradient, no draw of a mask); and the uninterrupted run.
 import math
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,9 @@ from safetensors.torch import load_file
 import infer
 import train
 from minarena.batching import rows_of_step
+from minarena.dist import World
 from minarena.files.checkpoint import find_checkpoints
+from minarena.files.run import Run
 from minarena.model import PreferenceModel
 
 
@@ -230,3 +233,10 @@ def test_inference_lowers_its_budget_too_and_predicts_the_same(runs, tmp_path, s
     assert max(tried) > 600 and not (tmp_path / "typed.parquet").exists()
     plain, lowered = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("plain", "lowered"))
     pd.testing.assert_frame_equal(plain, lowered, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "after"), [(1, "after step 3"), (2, "from the newest checkpoint")])
+def test_of_several_ranks_one_without_memory_promises_no_step_that_rank_0_may_not_have_saved(size, after):
+    run = SimpleNamespace(saved=3, world=World(size - 1, size))
+    with pytest.raises(MemoryError, match=f"--resume goes on {after}$"), Run.saving_on_failure(run, 3, ["r"]):
+        raise MemoryError("out of GPU memory")
