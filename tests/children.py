@@ -43,14 +43,19 @@ from minarena.tiny import write_tiny
 
 REPOSITORY = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
+SERVER_SAID = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (as long as the process)
 
 
 def start_server() -> None:
     """Before anything else starts the one fork server that a process has, without what the children need."""
     path = f"{REPOSITORY}:{REPOSITORY / 'tests'}"  # the server's own sys.path lacks it while it imports
+    stderr = os.dup(2)
+    os.dup2(SERVER_SAID.fileno(), 2)
     with patch.dict(os.environ, {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}):
         FORKS.set_forkserver_preload(["children"])
         forkserver.ensure_running()
+    os.dup2(stderr, 2)
+    os.close(stderr)
 
 
 def warm() -> None:
@@ -69,7 +74,7 @@ def warm() -> None:
     assert threading.active_count() == 1 and not hasattr(TqdmDefaultWriteLock, "mp_lock")
 
 
-if multiprocessing.parent_process() or sys.argv[0] == "-c":  # in the server
+if any("multiprocessing.forkserver" in word for word in sys.orig_argv):  # in the server
     warm()
 
 
@@ -77,8 +82,12 @@ def begin(script: str, words: list[str], said: str | Path, fault=None, *argument
     """Start the command; the process."""
     start_server()
     child = FORKS.Process(target=command, args=(script, words, str(said), fault, arguments))
-    with patch.dict(sys.modules, __main__=ModuleType("__main__")):  # else each child imports pytest again
-        child.start()
+    try:
+        with patch.dict(sys.modules, __main__=ModuleType("__main__")):  # else each child imports pytest again
+            child.start()
+    except (EOFError, ConnectionError) as error:
+        SERVER_SAID.seek(0)
+        raise RuntimeError(f"the server of forked children ended:\n{SERVER_SAID.read()}") from error
     return child
 
 
