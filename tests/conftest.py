@@ -48,6 +48,12 @@ settings.load_profile("short")
 settings.register_profile("long", max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: a worker and its server of forked children take 1.5 GB, and half a minute to start."""
+    return min(4, os.cpu_count())
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
