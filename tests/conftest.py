@@ -170,11 +170,11 @@ def demo_commands(request, tmp_path_factory) -> Path:
     command = ["sh", "-c", f"({' && '.join(lines)}); echo $? >code"]
     # each import is listed on stderr: test_house.py counts what `train.py --swap` walks through
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with open(folder / "lock", "w") as lock, suppress(BlockingIOError):  # another began it, and it runs
+    with open(folder / "lock", "wb") as lock, suppress(BlockingIOError):  # another began it, and it runs
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not (folder / "pid").exists():
             more = dict(cwd=folder, env=environment, start_new_session=True, pass_fds=[lock.fileno()])
-            (folder / "pid").write_text(str(subprocess.Popen(command, **more).pid))
+            (folder / "pid").write_text(str(subprocess.Popen(command, **more).pid), encoding="utf-8")
     return folder
 
 
@@ -183,14 +183,14 @@ def demo(demo_commands):
     """A folder in which the README's demo commands ran, and (stdout's last line, stderr) of each. No test
     writes into the folder: others read it at the same time."""
     folder = demo_commands
-    with open(folder / "lock") as lock:
+    with open(folder / "lock", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
     said = {
         name: [(folder / f"{name}.{end}").read_text(encoding="utf-8") for end in ("out", "err")]
         for name in DEMO
         if (folder / f"{name}.err").exists()
     }
-    code = (folder / "code").read_text() if (folder / "code").exists() else "killed"
+    code = (folder / "code").read_text(encoding="utf-8") if (folder / "code").exists() else "killed"
     assert code == "0\n", (code, [err[-2000:] for _, err in said.values()][-1:])
     return folder, {name: (json.loads(out.splitlines()[-1]), err) for name, (out, err) in said.items()}
 
@@ -200,7 +200,7 @@ def pytest_unconfigure(config):
     folder = config._tmp_path_factory.getbasetemp() / "demo"
     if not WORKER and (folder / "pid").exists() and not (folder / "code").exists():
         with suppress(ProcessLookupError):
-            os.killpg(int((folder / "pid").read_text()), signal.SIGKILL)
+            os.killpg(int((folder / "pid").read_text(encoding="utf-8")), signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
