@@ -6,6 +6,7 @@ A child is forked from a server that has imported everything once: it takes half
 is a function of this file and its arguments.
 """
 
+import gc
 import math
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from multiprocessing import forkserver
 from pathlib import Path
 from types import ModuleType
@@ -36,19 +38,24 @@ from minarena.ensemble import parts, predict
 from minarena.files import run as run_files
 from minarena.files.base import load_backbone
 from minarena.model import PreferenceModel
-from minarena.runtime import memory
+from minarena.runtime import launch, memory
 from minarena.tiny import write_tiny
 
 REPOSITORY = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
+SERVER_SAID = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (as long as the process)
 
 
 def start_server() -> None:
     """Before anything else starts the one fork server that a process has, without what the children need."""
     path = f"{REPOSITORY}:{REPOSITORY / 'tests'}"  # the server's own sys.path lacks it while it imports
+    stderr = os.dup(2)
+    os.dup2(SERVER_SAID.fileno(), 2)
     with patch.dict(os.environ, {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}):
         FORKS.set_forkserver_preload(["children"])
         forkserver.ensure_running()
+    os.dup2(stderr, 2)
+    os.close(stderr)
 
 
 def warm() -> None:
@@ -62,10 +69,12 @@ def warm() -> None:
     with tempfile.TemporaryDirectory() as folder:
         load_backbone(write_tiny(folder), torch.device("cpu"), torch.float32)
     logging.enable_progress_bar()
+    gc.collect()
+    gc.freeze()  # else the first collection in each child copies all that the children share: 0.4 s
     assert threading.active_count() == 1 and not hasattr(TqdmDefaultWriteLock, "mp_lock")
 
 
-if multiprocessing.parent_process() or sys.argv[0] == "-c":  # in the server
+if any("multiprocessing.forkserver" in word for word in sys.orig_argv):  # in the server
     warm()
 
 
@@ -73,8 +82,12 @@ def begin(script: str, words: list[str], said: str | Path, fault=None, *argument
     """Start the command; the process."""
     start_server()
     child = FORKS.Process(target=command, args=(script, words, str(said), fault, arguments))
-    with patch.dict(sys.modules, __main__=ModuleType("__main__")):  # else each child imports pytest again
-        child.start()
+    try:
+        with patch.dict(sys.modules, __main__=ModuleType("__main__")):  # else each child imports pytest again
+            child.start()
+    except (EOFError, ConnectionError) as error:
+        SERVER_SAID.seek(0)
+        raise RuntimeError(f"the server of forked children ended:\n{SERVER_SAID.read()}") from error
     return child
 
 
@@ -140,6 +153,11 @@ def small_parts() -> None:
     parts.PART = predict.PART = 5
 
 
+def kill_in_small_parts(number: int) -> None:
+    small_parts()
+    kill_at(number)
+
+
 def signal_in_part(number: int, sent: int) -> None:
     """The same, and the signal comes in the part of that number (from 1)."""
     small_parts()
@@ -163,14 +181,15 @@ def small_files(limit: int) -> None:
 
 def run_ranks(size: int, script: str, words: list[str], folder: Path, faults: dict | None = None) -> list:
     """[(exit code, what it said)] of each rank, set up as torchrun does it. faults: rank -> (fault, arguments
-    ...). What does not end within two minutes is killed: -9."""
+    ...). What does not end within ten minutes hangs, and is killed: -9. (A rank takes a second, on a machine
+    with much other work ten.)"""
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     started = []
     for rank in range(size):
         fault = (faults or {}).get(rank, ())
         told = (as_rank, rank, size, store.port, *fault)
         started.append(begin(script, words, folder / f"said{rank}", *told))
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     for child in started:
         child.join(max(0, end - time.monotonic()))
         child.kill()
@@ -233,9 +252,13 @@ def other_start() -> None:
     model.attach_adapter_ = lambda model, config, seed=0: real(model, config, seed + 1)
 
 
+def with_environment(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+
+
 def imported_anew(environment: dict[str, str]) -> None:
     """huggingface_hub, which reads its settings when it is imported, with these."""
-    os.environ.update(environment)
+    with_environment(environment)
     for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
         del sys.modules[name]
 
@@ -244,13 +267,27 @@ def other_words(*words: str) -> None:
     sys.argv += words
 
 
+def end_together(folder: str, rank: int, size: int) -> None:
+    """What launch.py waits for by seconds, that the other ranks come to the same end, is waited for until
+    they do, however slow they are."""
+
+    def until_all_are_there(seconds: float) -> None:
+        Path(folder, f"ends{rank}").touch()
+        while not all(Path(folder, f"ends{other}").exists() for other in range(size)):
+            time.sleep(0.01)
+
+    launch.time = types.SimpleNamespace(sleep=until_all_are_there)
+
+
 def stopped_slowly(number: int) -> None:
-    """SIGTERM comes in that step, and a checkpoint takes five seconds longer."""
+    """SIGTERM comes in that step, and a checkpoint takes five seconds longer. (Longer on a busy machine: the
+    other rank has to wait however long it is, so no time is too long.)"""
     in_step(number, signal.raise_signal, signal.SIGTERM)
     slow_save(5)
 
 
 def slow_save(seconds: float = 2) -> None:
-    """A checkpoint takes that much longer, in which others could end."""
+    """A checkpoint takes that much longer, in which others could end. (A busy machine can only hide that they
+    do: whoever waits as he should passes.)"""
     real = run_files.save_checkpoint
     run_files.save_checkpoint = lambda *words, **more: (time.sleep(seconds), real(*words, **more))

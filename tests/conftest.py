@@ -8,6 +8,8 @@ small_parts: inference in parts of five rows
 demo: what the README's three demo commands left behind (the slowest thing here: it runs beside other tests)
 """
 
+import fcntl
+import gc
 import json
 import os
 import shlex
@@ -16,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -36,9 +39,19 @@ from minarena.model import AdapterConfig, PreferenceModel
 from minarena.tiny import byte_tokenizer, demo_pairs, write_tiny
 
 REPOSITORY = Path(__file__).parent.parent
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # gw0, gw1 ... with `-n`, else None
 # hypothesis would put a folder of examples beside the code, which may be read-only
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"hypothesis-{os.getuid()}")
+# no test fails because the machine is busy
+settings.register_profile("short", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("short")
 settings.register_profile("long", max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: a worker and its server of forked children take 1.5 GB, and half a minute to start."""
+    return min(4, os.cpu_count())
 
 
 def pytest_collection_modifyitems(items):
@@ -50,6 +63,13 @@ def pytest_collection_modifyitems(items):
         ):
             item.add_marker(pytest.mark.skip(reason="needs chromium and chromedriver, and they are not here"))
     items.sort(key=lambda item: "demo" in getattr(item, "fixturenames", ()))  # by then the demo has run
+
+
+def pytest_collection_finish():
+    """What was imported stays: the collector of garbage need not walk through it again and again (a million
+    objects: half a second each time)."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -130,37 +150,57 @@ def fork_server():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def demo_commands(request, tmp_path_factory):
+def demo_commands(request, tmp_path_factory) -> Path:
     """The demo's commands, one after the other, begun before the first test where one of the tests asks for
-    `demo`: the slowest thing here runs beside the other tests. Gives the folder and the shell at work."""
-    folder, shell = tmp_path_factory.mktemp("demo"), None
-    if any("demo" in getattr(item, "fixturenames", ()) for item in request.session.items):
-        lines = [
-            f"{shlex.join([sys.executable, str(REPOSITORY / script), *words])} >{name}.out 2>{name}.err"
-            for name, (script, *words) in DEMO.items()
-        ]
-        # each import is listed on stderr: test_house.py counts what `train.py --swap` walks through
-        environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = ["sh", "-c", " && ".join(lines)]  # what they say goes to files: a full pipe would stop them
-        shell = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
-    yield folder, shell
-    if shell and shell.poll() is None:
-        os.killpg(shell.pid, signal.SIGKILL)
-        shell.wait()
+    `demo`: the slowest thing here runs beside the other tests. Gives the folder.
+
+    The workers of pytest-xdist share one demo, which the first of them begins. Its shell holds a lock until
+    it ends, however it ends: who waits for the lock waits for the demo.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if WORKER else folder) / "demo"  # a worker's own folder is below the session's
+    if not any("demo" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        return folder
+    folder.mkdir(exist_ok=True)
+    lines = [
+        f"{shlex.join([sys.executable, str(REPOSITORY / script), *words])} >{name}.out 2>{name}.err"
+        for name, (script, *words) in DEMO.items()
+    ]
+    # what they say goes to files: a full pipe would stop them
+    command = ["sh", "-c", f"({' && '.join(lines)}); echo $? >code"]
+    # each import is listed on stderr: test_house.py counts what `train.py --swap` walks through
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with open(folder / "lock", "wb") as lock, suppress(BlockingIOError):  # another began it, and it runs
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (folder / "pid").exists():
+            more = dict(cwd=folder, env=environment, start_new_session=True, pass_fds=[lock.fileno()])
+            (folder / "pid").write_text(str(subprocess.Popen(command, **more).pid), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")
 def demo(demo_commands):
-    """A folder in which the README's demo commands ran, and (stdout's last line, stderr) of each."""
-    folder, shell = demo_commands
-    code = shell.wait()
+    """A folder in which the README's demo commands ran, and (stdout's last line, stderr) of each. No test
+    writes into the folder: others read it at the same time."""
+    folder = demo_commands
+    with open(folder / "lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
     said = {
         name: [(folder / f"{name}.{end}").read_text(encoding="utf-8") for end in ("out", "err")]
         for name in DEMO
         if (folder / f"{name}.err").exists()
     }
-    assert code == 0, [err[-2000:] for _, err in said.values()][-1]
+    code = (folder / "code").read_text(encoding="utf-8") if (folder / "code").exists() else "killed"
+    assert code == "0\n", (code, [err[-2000:] for _, err in said.values()][-1:])
     return folder, {name: (json.loads(out.splitlines()[-1]), err) for name, (out, err) in said.items()}
+
+
+def pytest_unconfigure(config):
+    """The last process to end stops a demo that is still at work: after a failure with -x, or Ctrl-C."""
+    folder = config._tmp_path_factory.getbasetemp() / "demo"
+    if not WORKER and (folder / "pid").exists() and not (folder / "code").exists():
+        with suppress(ProcessLookupError):
+            os.killpg(int((folder / "pid").read_text(encoding="utf-8")), signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

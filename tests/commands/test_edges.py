@@ -13,6 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
+import children
 import pandas as pd
 import pytest
 import torch
@@ -228,11 +229,9 @@ def test_half_of_torchruns_environment_is_named_in_one_line(missing, monkeypatch
 
 
 def test_a_command_with_half_of_torchruns_environment_ends_in_one_line():
-    environment = {**os.environ, "WORLD_SIZE": "2"}
-    command = [sys.executable, str(REPOSITORY / "train.py")]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 1 and len(ended.stderr.splitlines()) == 1
-    assert ended.stderr.startswith("train.py: WORLD_SIZE is set, but RANK is None")
+    code, said = children.run("train", [], children.with_environment, {"WORLD_SIZE": "2"})
+    assert code == 1 and len(said.splitlines()) == 1
+    assert said.startswith("train.py: WORLD_SIZE is set, but RANK is None")
 
 
 def test_the_peak_of_memory_is_in_bytes_on_macos_and_unknown_on_windows(monkeypatch):

@@ -62,11 +62,19 @@ def test_an_old_finished_run_has_nothing_left_to_do_and_prints_its_result(old, c
     assert result["steps"] == 8 and result["eval"]["accuracy"] == result["eval"]["ab"]["accuracy"]
 
 
-def test_an_option_that_the_record_lacks_counts_as_the_old_behaviour_and_unknown_keys_as_nothing(old):
+def test_an_option_that_the_record_lacks_counts_as_the_old_behaviour_and_unknown_keys_as_nothing(
+    old, monkeypatch
+):
     path = old / "cut_off" / "train_config.json"
     record = json.loads(path.read_text())
     assert record.pop("swap") is False and record.pop("head_dropout") == 0.1 and record.pop("ties") == "drop"
     path.write_text(json.dumps(record | {"an option of the past": 3}))
     with pytest.raises(ValueError, match="--resume: ties was 'drop', now it is 'half'"):
         train.main([*WORDS, str(old / "cut_off"), "--ties", "half"])
-    assert train.main([*WORDS, str(old / "cut_off")])["resumed_after"] == 5
+    taken = []
+    monkeypatch.setattr(
+        train, "train_step", lambda *arguments, **more: taken.append(more["dropout_seed"][1]) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        train.main([*WORDS, str(old / "cut_off")])
+    assert taken == [5]  # five steps are done: it goes on with the next

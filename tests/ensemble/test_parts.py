@@ -10,7 +10,6 @@ by SIGKILL, by an error at each flush and each rename, by damaged and by foreign
 import os
 import random
 import signal
-import time
 from pathlib import Path
 
 import children
@@ -29,20 +28,23 @@ def labelling(runs, tmp_path, out="pseudo.parquet") -> list[str]:
     return ["--adapter", *runs, "--tta", "all", "--data", data, "--pseudo", str(tmp_path / out)]
 
 
+# in the midst of the fourth part; instead of a later one's rename; between another's rename and its flush
+KILLS = [(children.signal_in_part, 4, signal.SIGKILL)]
+KILLS += [(children.kill_in_small_parts, number) for number in (8, 9)]
+
+
 def test_after_kill_9_the_same_command_goes_on_and_gives_the_same_labels(
     runs, tmp_path, small_parts, monkeypatch
 ):
     infer.main(labelling(runs, tmp_path, "straight.parquet"))
     words, out = labelling(runs, tmp_path), tmp_path / "pseudo.parquet"
-    child = children.begin("infer", words, tmp_path / "said", children.small_parts)
-    folder = Path(f"{out}.parts")
-    while child.is_alive() and len([*folder.glob("*.parquet")]) < 3:
-        time.sleep(0.001)
-    child.kill()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
-    done = len([*folder.glob("*.parquet")])
-    assert 3 <= done < 20 and not out.exists()
+    folder, before = Path(f"{out}.parts"), 0
+    for fault, *arguments in KILLS:
+        code, said = children.run("infer", words, fault, *arguments)
+        assert code == -signal.SIGKILL, said
+        done = len([*folder.glob("?-??-*.parquet")])
+        assert before < done < 20 and not out.exists()
+        before = done
     calls = counted(monkeypatch)
     infer.main(words)
     assert len(calls) == 20 - done  # 23 rows in parts of 5 are 5 parts, in four passes

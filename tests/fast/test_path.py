@@ -261,6 +261,6 @@ def test_layers_are_recomputed_as_far_as_memory_asks(tiny):
     assert [recomputed_layers(backbone, 65536, n, 2**34) for n in (128, 65536)] == [0, 2]  # P and dS
 
 
-def test_train_py_says_which_path_it_takes(tmp_path, capsys):
-    train.main(["--limit", "16", "--out", str(tmp_path / "run")])
+def test_train_py_says_which_path_it_takes(pairs_file, tmp_path, capsys):
+    train.main(["--data", pairs_file, "--limit", "16", "--n-splits", "4", "--out", str(tmp_path / "run")])
     assert re.search(r"\d threads?, reference path", capsys.readouterr().err)

@@ -70,11 +70,12 @@ def test_odd_texts_and_files_are_read_as_they_are(name, content, cells, tmp_path
 
 @pytest.mark.parametrize("truncation", ["left", "middle"])
 def test_odd_texts_are_trained_on_and_predicted(truncation, tiny, tmp_path):
-    """All at once, each as prompt, as response_a and as response_b; most are longer than --max-length."""
+    """All at once, each as prompt, as response_a and as response_b; most are longer than --max-length. A
+    million characters stand in one prompt; the answers have 100,000 of them."""
     odd = [text for name, text in ODD.items() if name != "million"] + ["lone \ud83d half"]  # one is enough
     rows = [
-        {**ROW, "id": f"{column} {number}", column: text, "winner": ["model_a", "model_b"][number % 2]}
-        for column in ("prompt", "response_a", "response_b")
+        {**ROW, "id": f"{column} {number}", column: text[:most], "winner": ["model_a", "model_b"][number % 2]}
+        for column, most in (("prompt", None), ("response_a", 100_000), ("response_b", 100_000))
         for number, text in enumerate(odd)
     ]
     path = tmp_path / "odd.jsonl"

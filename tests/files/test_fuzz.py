@@ -24,7 +24,7 @@ from minarena.data import TEXTS
 from minarena.files import formats
 from minarena.files.pairs import read_pairs
 
-SHORT = settings(max_examples=300, derandomize=True, deadline=None)
+SHORT = settings(max_examples=300, derandomize=True)
 SHORT = settings(SHORT, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 EFFORT = settings() if settings().max_examples > 1000 else SHORT
 DEEP = "nested lists, "

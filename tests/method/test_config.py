@@ -10,12 +10,10 @@ The tables below were written from the design's list of options, not from the da
 import dataclasses
 import math
 import re
-import subprocess
-import sys
 
+import children
 import numpy as np
 import pytest
-from conftest import REPOSITORY
 
 from minarena.config import InferConfig, QuantizeConfig, TrainConfig, parse
 from minarena.runtime.console import run_command
@@ -310,7 +308,5 @@ def test_errors_of_the_user_become_one_line_and_a_bug_keeps_its_traceback(capsys
 
 
 def test_a_wrong_option_stops_the_command_itself_with_status_2():
-    command = [sys.executable, str(REPOSITORY / "train.py"), "--swap", "--order", "ab"]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 2 and ended.stdout == ""
-    assert len(ended.stderr.splitlines()) == 1 and "--swap means --order ba" in ended.stderr
+    code, said = children.run("train", ["--swap", "--order", "ab"])
+    assert code == 2 and len(said.splitlines()) == 1 and "--swap means --order ba" in said

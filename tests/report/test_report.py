@@ -8,11 +8,9 @@ Compared with: scikit-learn and pandas on the same tables, Python's HTML parser,
 
 import html
 import json
-import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
 from helpers import write_pairs
 from sklearn.metrics import accuracy_score, log_loss
 
@@ -747,15 +744,6 @@ def test_a_run_or_a_file_that_is_given_twice_is_refused(two, tmp_path):
     ):
         with pytest.raises(ValueError, match=f"{named} and .*: one and the same: give it once"):
             report.main([*map(str, words), "--out", str(tmp_path / "r.html")])
-
-
-def test_the_page_is_the_same_in_a_locale_that_is_not_utf8(two, tmp_path):
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    out = tmp_path / "c.html"
-    command = [sys.executable, "-m", "minarena.report", *map(str, two), "--out", str(out)]
-    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert out.read_text(encoding="utf-8") == made(*two, out=tmp_path / "r.html")[0]
 
 
 @undrawn
