@@ -8,6 +8,7 @@ spelling is a word in a table. What it does not do: look into texts (cells.py), 
 refused, with the --columns that settle it.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 
 import pandas as pd
@@ -53,9 +54,9 @@ NAMES = {  # key -> its names; the first that a file has is taken
 }
 CONTEXT = ("system", "history", "dialogue", "prompt", "input")  # parts of the prompt, in this order
 NAMED = ("language", *GROUPS)  # what kind of row it is: read, and without a part in what it says
-VERDICTS = ("winner", "strength", "vote_a", "score_a")  # the first that a file has counts
-FORMS = {  # what a file of each form may have beside id, NAMED and CONTEXT
-    "answers": "a b turn winner strength model_a model_b vote_a vote_b vote_tie score_a score_b",
+VERDICTS = ("winner model_a model_b", "strength", "vote_a vote_b vote_tie", "score_a score_b")  # by rank
+FORMS = {  # what a file of each form may have beside id, NAMED, CONTEXT and a verdict
+    "answers": "a b turn",
     "chosen": "chosen rejected score_chosen score_rejected",
     "many": "many scores",
 }
@@ -92,10 +93,10 @@ def columns_of(
         if name not in head and name.partition(".")[0] not in head:
             raise ValueError(f"{path}: --columns {key}={name}: no such column; it has {listed(head)}")
     known = matched(((name, name) for name in head.columns if name not in given.values()), given)
-    if words and "label" in known and not known.keys() & set(VERDICTS):
+    if words and "label" in known and not any(keys.split()[0] in known for keys in VERDICTS):
         known["winner"] = known["label"]
     two, better = ({x, y} <= known.keys() for x, y in (("a", "b"), ("chosen", "rejected")))
-    verdict = next((key for key in VERDICTS if key in known), "")
+    verdict = next((keys.split() for keys in VERDICTS if keys.split()[0] in known), [])
     if better and "a" not in given and not (two and verdict and "chosen" not in given):
         form = "chosen"
         swaps = {"score_a": "score_chosen", "score_b": "score_rejected"} if "score_a" in given else {}
@@ -110,7 +111,10 @@ def columns_of(
         why = f"column {known['label']}: which answer a value of it means is not known"
         option = f"--columns winner={known['label']} --winner-words a=WORD b=WORD"
         raise ValueError(f"{path}: {why}: {option} says it")
-    keys = {"id", *NAMED, *CONTEXT, *FORMS[form].split()} - {key for key in VERDICTS if key != verdict}
+    if form == "answers" and turned_round(known["a"], known["b"]):
+        why = f"a={known['a']} b={known['b']}: b is the first of the two by its name: turn them round"
+        raise ValueError(f"{path}: --columns {why}")
+    keys = {"id", *NAMED, *CONTEXT, *FORMS[form].split(), *(verdict if form == "answers" else [])}
     return form, {key: name for key, name in known.items() if key in keys}
 
 
@@ -129,6 +133,18 @@ def matched(names: Iterable[tuple[str, str]], given: dict[str, str]) -> dict[str
         free = [pool[word] for word in words.split() if pool.get(word) not in {None, *known.values()}]
         known |= {key: free[0]} if free and key not in known else {}
     return known
+
+
+def turned_round(a: str, b: str) -> bool:
+    """Whether the names say that a is the second side, and b the first: its words, scores and signs would
+    then be about the other answer."""
+    a, b = squeeze(a), squeeze(b)
+    return any(b in (a.replace(y, x, 1), x.join(a.rsplit(y, 1))) for x, y in SIDES)
+
+
+def is_rank(name: str) -> bool:
+    """Whether lower is better; a reranker's score is no rank."""
+    return re.search("rank(?!er)", squeeze(name)) is not None
 
 
 def missing(head: pd.DataFrame, path: str, known: dict[str, str], lacks: list[str]) -> str:

@@ -62,9 +62,11 @@ def reading_of(
     read = {key: readable(told[key], kinds[key]) for key in texts}
     lists = [value for side in sides for value in read[side] if isinstance(value, list)]
     spoken = any(len(x) > 1 if is_turns(x) else any(role == "user" for role, _ in x) for x in lists)
-    for key in set(CONTEXT) & set(columns) - {"prompt"}:
-        elsewhere = key == "dialogue" and (spoken or "prompt" in columns or "history" in columns)
-        if elsewhere or not read[key] or len(read[key]) + sum(map(null, told[key])) < len(head):
+    for key in sorted(columns.keys() & set(CONTEXT), key="dialogue".__eq__):  # the dialogue last:
+        elsewhere = key == "dialogue" and (spoken or columns.keys() & {"prompt", "history"})  # what is left
+        nulls = sum(map(null, told[key]))
+        unread = key != "prompt" and len(read[key]) + nulls < len(head)
+        if elsewhere or unread or (nulls == len(head) and (key != "prompt" or "dialogue" in columns)):
             del columns[key]
     if not spoken and not set(CONTEXT) & set(columns):
         raise ValueError(missing(head, path, columns, ["prompt"]))
@@ -141,14 +143,14 @@ def texts_of(frame: pd.DataFrame, r: Reading, a: list, b: list) -> tuple[list, l
     if texts and context == ["prompt"] and r.kinds["prompt"] == "text":  # the usual case: three texts
         starts = [start.strip() if r.repeats else "" for start in parts[0]]
         return parts[0], *(list(map(str.removeprefix, side, starts)) for side in (a, b))
-    turns = column(frame, r.columns["turn"]) if "turn" in r.columns else [None] * len(frame)
+    turns = column(frame, r.columns["turn"]).map(turn_number) if "turn" in r.columns else [0] * len(frame)
     rows = []
     for row, *told, one, other, turn in zip(frame[ROW], *parts, a, b, turns, strict=True):
         if is_turns(one) != is_turns(other):
             where = f"{r.path}: row {row}, column {r.columns[SIDES[r.form][1]]}"
             raise ValueError(f"{where}: one answer has roles, the other none")
         talks = conversations(dict(zip(context, told, strict=True)), one, other)
-        talks = [cells.up_to_answer(talk, int(turn)) for talk in talks] if str(turn).isdigit() else talks
+        talks = [cells.up_to_answer(talk, turn) for talk in talks]
         rows.append(cells.last_answers(*talks, parted=r.form != "answers"))
     return tuple(map(list, zip(*rows, strict=True))) if rows else ([], [], [])
 
@@ -198,7 +200,9 @@ def readable(told: list, kind: str) -> list:
 def equal_scores(frame: pd.DataFrame, r: Reading) -> np.ndarray:
     """Whether chosen and rejected have one score; a score that is null is none."""
     keys = [key for key in ("score_chosen", "score_rejected") if key in r.columns]
-    scores = [each(frame, r, key, lambda x: np.nan if null(x) else float(x), "no number") for key in keys]
+    scores = [
+        each(frame, r, key, lambda x: float("nan" if null(x) or x == "" else x), "no number") for key in keys
+    ]
     return np.equal(*scores) if len(scores) == 2 else np.zeros(len(frame), bool)
 
 
@@ -210,7 +214,7 @@ def spread(frame: pd.DataFrame, r: Reading) -> tuple[pd.DataFrame, list, list, n
         first = longest_text(cell[0]) if isinstance(cell, list) and cell else ""
         two = f"--columns a={names[0]}.0{first} b={names[0]}.1{first} would compare the first two"
         problem = f"not a list of answers with a score or rank each; {two}"
-        pairs = each(frame, r, "many", against_best, problem, *names)
+        pairs = each(frame, r, "many", partial(against_best, name=names[-1]), problem, *names)
     else:
         sides = [each(frame, r, side) for side in SIDES[r.form]]
         pairs = [[(x, y, 1.0) for x in better for y in worse] for better, worse in zip(*sides, strict=True)]
@@ -276,6 +280,13 @@ def shown(value) -> str:
 def named_kind(cell) -> str | None:
     """The language or group of a row, None where the cell names none."""
     return cells.plain_text(str(cell)) if isinstance(cell, str | int | float) and not null(cell) else None
+
+
+def turn_number(cell) -> int:
+    """0, for the whole conversation, where it is none."""
+    with suppress(*ERRORS):
+        return int(float(cell))
+    return 0
 
 
 def identifier(cell) -> str:

@@ -10,6 +10,7 @@ command ends with their list.
 
 import glob
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from minarena.files.formats import KINDS, STDIN, endings
 from minarena.runtime.console import first_line, say
 
 SPLIT = re.compile(r"(^|[^a-z])(train|training|test|testing|valid|validation|val|dev|eval|heldout)([^a-z]|$)")
-SHARD = re.compile(r"([-_.]?\d+)?([-_]of[-_]\d+)?$")
+SHARD = re.compile(r"([-_.]?\d+)?([-_]of[-_]\d+(-[0-9a-f]{16})?)?$")
+COUNTED = re.compile(r"(.*?)\d+[-_]of[-_](\d+)")  # of train-00000-of-00003.parquet the name and 3
 INTERNAL = re.compile(r"cache-|indices-|dataset_infos?\.json|dataset_dict\.json|state\.json|\.")
 
 
@@ -37,7 +39,7 @@ def data_files(argument: str) -> list[str]:
         raise ValueError(f"{argument}: is not fetched: {way}")
     if Path(argument).is_dir():
         found = [str(path) for path in sorted(Path(argument).rglob("*")) if path.is_file()]
-        return of_one_split(argument, found, argument)
+        return whole(argument, of_one_split(argument, found, argument))
     if not Path(argument).exists() and glob.has_magic(argument):
         return of_one_split(argument, sorted(glob.glob(argument, recursive=True)))
     return [argument]
@@ -54,6 +56,16 @@ def of_one_split(argument: str, files: list[str], folder: str = "") -> list[str]
         how = "hub:NAME:SPLIT, hub:NAME:CONFIG:SPLIT" if on_hub else "a file, a quoted glob"
         why = "splits and folders are not joined: name one"
         raise ValueError(f"{argument}: holds {', '.join(sorted(groups))}; {why} ({how})")
+    return files
+
+
+def whole(argument: str, files: list[str]) -> list[str]:
+    """The files; ValueError where one named train-00000-of-00003 stands there without the others."""
+    shards = Counter(match.groups() for file in files if (match := COUNTED.match(file)))
+    for (name, count), there in shards.items():
+        if there < int(count):
+            why = f"{there} of {int(count)} files {name}* are there: fetch the others, or name a quoted glob"
+            raise ValueError(f"{argument}: {why}")
     return files
 
 
@@ -89,6 +101,7 @@ def hub_files(argument: str) -> list[str]:
             card = metadata_load(f"{folder}/README.md") if "README.md" in sizes else {}
         parts = card_parts(card or {})
         files = of_hub_split(argument, sorted(sizes), which, parts)
+        files = whole(argument, files) if folder else files
         size = "from the cache" if folder else f"{sum(map(sizes.get, files)) / 2**20:,.1f} MiB"
         say(f"{argument}: {len(files)} files, {size}, revision {revision}")
         patterns = [*map(glob.escape, files), *(["README.md"] if parts else [])]

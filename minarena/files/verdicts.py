@@ -7,6 +7,7 @@ Any case, space and sign. What could be read in two ways stands in no table here
 beside columns that are not numbered so.
 """
 
+import math
 import re
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from minarena.files.cells import plain_text
-from minarena.files.columns import ANSWERS, SCORES, SIDES, column, squeeze
+from minarena.files.columns import ANSWERS, SCORES, SIDES, column, is_rank, squeeze
 
 TIES = "tie draw both equal same neither bothbad bothgood tiebothbad tiebothgood tieinconsistent"
 ANSWER_KEYS = "response answer text output completion content generation"
@@ -75,13 +76,13 @@ def verdicts(
         problem = NO_PAIR if soft.all() else problem
         return np.array(each("winner", winner, problem, *names), float), soft
     if "strength" in columns:
-        return 0.5 - np.sign(each("strength", float, NO_NUMBER)) / 2, False
+        return 0.5 - np.sign(each("strength", number, NO_NUMBER)) / 2, False
     if "vote_a" in columns:
         names = [columns[key] for key in ("vote_a", "vote_b", "vote_tie") if key in columns]
         return np.array(each("vote_a", vote, NO_VOTE, *names)), False
     if "score_a" in columns:
-        a, b = (np.array(each(f"score_{x}", float, NO_NUMBER)) for x in "ab")
-        return 0.5 + np.sign(b - a if "rank" in squeeze(columns["score_a"]) else a - b) / 2, False
+        a, b = (np.array(each(f"score_{x}", number, NO_NUMBER)) for x in "ab")
+        return 0.5 + np.sign(b - a if is_rank(columns["score_a"]) else a - b) / 2, False
     return np.full(len(frame), np.nan), False
 
 
@@ -98,6 +99,12 @@ def probability(cell) -> float:
     return a / (a + b)
 
 
+def number(cell) -> float:
+    if not math.isfinite(value := float(cell)):  # NaN is neither more nor less than another score
+        raise ValueError
+    return value
+
+
 def vote(cells: tuple) -> float:
     votes = [float(cell) for cell in cells]
     if sorted(votes) != [0] * (len(votes) - 1) + [1]:
@@ -105,8 +112,11 @@ def vote(cells: tuple) -> float:
     return votes[0] + sum(votes[2:]) / 2
 
 
-def against_best(cell: list | tuple) -> list[tuple[str, str, float]]:
-    """cell: answers with a score each, or (answers, scores)."""
+def against_best(cell: list | tuple, name: str = "") -> list[tuple[str, str, float]]:
+    """[(best, other, P(best wins)), ..], 0.5 for equal scores; raises where an answer lacks a text or score.
+
+    cell: answers with a score each, or (answers, scores). name: the column of scores.
+    """
     answers, scores = cell if isinstance(cell, tuple) else (cell, [])
     if not scores:
         found = [{squeeze(key): value for key, value in answer.items()} for answer in answers]
@@ -115,8 +125,9 @@ def against_best(cell: list | tuple) -> list[tuple[str, str, float]]:
             for keys in (ANSWER_KEYS, SCORES + " pmscore")
         ]
         answers = [answer[key] for answer in found]
-        scores = [-answer[name] if name == "rank" else answer[name] for answer in found]
-    texts, scores = [plain_text(answer) for answer in answers], [float(score) for score in scores]
+        scores = [answer[name] for answer in found]
+    texts, sign = [plain_text(answer) for answer in answers], -1 if is_rank(name) else 1
+    scores = [sign * number(score) for score in scores]
     best = scores.index(max(scores))
     rated = enumerate(zip(texts, scores, strict=True))
     return [
