@@ -20,7 +20,7 @@ ROLES = {
     "tool": "tool function function_call tool_call tool_response observation environment",
 }
 ROLES = {word: role for role, words in ROLES.items() for word in words.split()}
-ROLE_KEYS, TEXT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+ROLE_KEYS, TEXT_KEYS = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 # How a list of texts or messages begins where it is written out as text, be it JSON or not
 LISTED = re.compile(r"\s*(\[\s*([{\"']|null\b|None\b|\])|{\s*[\"'](role|from|content|value)\b)")
 MARK = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")  # hh-rlhf's
@@ -59,10 +59,13 @@ def content(cell, kind: str) -> str | list[str] | Talk:
     cell = json.loads(cell) if kind == "json" and isinstance(cell, str) else cell
     if not isinstance(cell, list | dict):
         raise TypeError
-    cell = [cell] if isinstance(cell, dict) else cell
+    cell = cell.get("messages", [cell]) if isinstance(cell, dict) else cell
     if any(isinstance(turn, dict) for turn in cell):
         return [message(turn) for turn in cell]
-    return ["" if turn is None else plain_text(turn) for turn in cell]
+    turns = [
+        text for turn in cell for text in (turn if isinstance(turn, list) else [turn])
+    ]  # [[asked, said]]
+    return ["" if turn is None else plain_text(turn) for turn in turns]
 
 
 def plain_text(cell) -> str:

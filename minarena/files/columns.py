@@ -22,10 +22,10 @@ def pairs(words: str) -> list[tuple[str, ...]]:
 
 SIDES = pairs("a/b 1/2 0/1 left/right first/second")
 BETTER = pairs("chosen/rejected preferred/nonpreferred preferred/dispreferred preferred/rejected")
-BETTER += pairs("accepted/rejected better/worse winning/losing")
+BETTER += pairs("accepted/rejected better/worse winning/losing messages/rejectedresponse /rejected")
 ANSWERS = "response answer output completion conversation messages text reply summary candidate generation"
-ANSWERS += " humanref continuation origresponse modelresponse modeloutput modelanswer assistant"
-SCORES = "overallscore score avgrating averagerating rating reward rank"
+ANSWERS += " conv humanref continuation origresponse modelresponse modeloutput modelanswer assistant"
+SCORES = "overallscore score avgrating averagerating rating reward rank votes upvotes"
 PAIRS = {  # two keys -> (words, sides)
     ("a", "b"): (f"{ANSWERS} ", SIDES),  # the last word is none: columns a and b
     ("chosen", "rejected"): (f" {ANSWERS}", BETTER),
@@ -41,17 +41,19 @@ NAMES = {  # key -> its names; the first that a file has is taken
     "history": "context history trajectory",
     "prompt": "originstruction prompt question instruction query userquery userprompt post problem",
     "input": "input",
-    "dialogue": "messages conversation conversations",  # where nothing else holds the prompt
+    "dialogue": "messages conversation conversations contents",  # where nothing else holds the prompt
     "turn": "turn",
-    "winner": "winner winnermodel verdict preferred preferredresponse preference humanpreference choice vote"
-    " origpreference betterresponseid betterresponse betterid better selected chosen",
+    "winner": "winner winnermodel verdict preferred preference humanpreference choice vote origpreference"
+    " betterresponseid betterid better selected chosen "
+    + " ".join(better + word for better in ("preferred", "better") for word in f"{ANSWERS} model".split()),
     "strength": "preferencestrength overallpreference",
     "vote_tie": "winnertie tie",
     "label": "label labels target gold",
-    "many": "completions answers responses candidates generations outputs summaries",
+    "many": "completions answers responses candidates generations outputs summaries replies",
     "scores": "overallscores scores ratings rating rewards ranks",
     **{name: name for name in GROUPS},
 }
+NAMES_OF_SIDES = {w + side for w in f" {ANSWERS} model".split(" ") for both in SIDES for side in both}
 CONTEXT = ("system", "history", "dialogue", "prompt", "input")  # parts of the prompt, in this order
 NAMED = ("language", *GROUPS)  # what kind of row it is: read, and without a part in what it says
 VERDICTS = ("winner model_a model_b", "strength", "vote_a vote_b vote_tie", "score_a score_b")  # by rank
@@ -97,6 +99,11 @@ def columns_of(
         known["winner"] = known["label"]
     two, better = ({x, y} <= known.keys() for x, y in (("a", "b"), ("chosen", "rejected")))
     verdict = next((keys.split() for keys in VERDICTS if keys.split()[0] in known), [])
+    if two and better and not verdict and "chosen" not in given:
+        texts = [cell for key in "ab" for cell in column(head, known[key])]
+        named = column(head, known["chosen"])
+        if all(squeeze(str(cell)) in NAMES_OF_SIDES and cell not in texts for cell in named):
+            known["winner"], better, verdict = known.pop("chosen"), False, VERDICTS[0].split()
     if better and "a" not in given and not (two and verdict and "chosen" not in given):
         form = "chosen"
         swaps = {"score_a": "score_chosen", "score_b": "score_rejected"} if "score_a" in given else {}
@@ -124,6 +131,8 @@ def matched(names: Iterable[tuple[str, str]], given: dict[str, str]) -> dict[str
     for word, name in names:
         pool.setdefault(squeeze(word), name)
     for keys, (words, sides) in PAIRS.items():
+        if sides is SIDES and {"a", "b"} <= known.keys():  # response_a_score
+            sides = [*sides, (squeeze(known["a"]), squeeze(known["b"]))]
         both = [(w + x, w + y) for w in words.split(" ") for x, y in sides]
         both += [(x + w, y + w) for w in words.split(" ") for x, y in sides]
         found = next((pair for pair in both if pool.keys() >= set(pair)), ())

@@ -56,7 +56,8 @@ def reading_of(
     texts = [key for key in (*CONTEXT, *sides) if key in told]
     rest = [cell for key in texts if key in ("prompt", *sides) for cell in told[key]]
     kinds = {key: cells.kind_of(told[key], rest, form != "answers") for key in texts}
-    if len({kinds[side].replace("json", "list") for side in sides}) == 2:
+    written = {kinds[side].replace("json", "list") for side in sides}
+    if len(written) == 2 and not (form == "chosen" and kinds["rejected"] == "text" and "list" in written):
         written = " and ".join(f"{columns[side]} ({kinds[side]})" for side in sides)
         raise ValueError(f"{path}: columns {written}: must both be texts, or both lists of messages")
     read = {key: readable(told[key], kinds[key]) for key in texts}
@@ -72,6 +73,7 @@ def reading_of(
         raise ValueError(missing(head, path, columns, ["prompt"]))
     turns = any(map(is_turns, read.get("prompt", [])))
     several = form == "many" or (form == "chosen" and lists != [] and all(map(is_turns, lists)) and not turns)
+    several = several and bool(set(CONTEXT) & set(columns))  # else the turns are a dialogue
     rows = zip(*(told.get(key, []) for key in ("prompt", *sides)), strict=False)
     plain = sides and len(head) > 1 and {kinds.get(key) for key in ("prompt", *sides)} == {"text"}
     repeats = bool(plain) and all(strings(*row) and begin_with(*row) for row in rows)
@@ -163,6 +165,8 @@ def conversations(told: dict, *answers) -> list[cells.Talk]:
     else:
         both = [side[0] if told and is_turns(side) and len(side) == 1 else side for side in answers]
         both = [cells.talk(side, "assistant") for side in both]
+        if isinstance(answers[0], list) and isinstance(answers[1], str):  # a dialogue, and its other answer
+            both[1] = both[0][:-1] + both[1]
     asked = [told.pop(key) for key in ("history", "prompt", "input") if isinstance(told.get(key), str)]
     parts = [cells.talk(said, key if key == "system" else "user") for key, said in told.items()]
     parts += [[("user", "\n\n".join(filter(str.strip, asked)))]] if asked else []

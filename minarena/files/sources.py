@@ -99,42 +99,50 @@ def hub_files(argument: str) -> list[str]:
             folder = str(kept / "snapshots" / revision)
             sizes = {str(path.relative_to(folder)): 0 for path in Path(folder).rglob("*") if path.is_file()}
             card = metadata_load(f"{folder}/README.md") if "README.md" in sizes else {}
-        parts = card_parts(card or {})
-        files = of_hub_split(argument, sorted(sizes), which, parts)
+        files = of_hub_split(argument, sorted(sizes), which, card := card or {})
         files = whole(argument, files) if folder else files
         size = "from the cache" if folder else f"{sum(map(sizes.get, files)) / 2**20:,.1f} MiB"
         say(f"{argument}: {len(files)} files, {size}, revision {revision}")
-        patterns = [*map(glob.escape, files), *(["README.md"] if parts else [])]
+        patterns = [*map(glob.escape, files), *(["README.md"] if "configs" in card else [])]
         folder = folder or snapshot_download(name, repo_type="dataset", allow_patterns=patterns)
     except Exception as error:  # huggingface_hub's own, its network library's and ours
         raise ValueError(f"--data {argument}: {first_line(error)}") from error
     return [f"{folder}/{file}" for file in files]
 
 
-def card_parts(card: dict) -> dict[tuple[str, str], list[str]]:
-    """(configuration, split) -> patterns of its files, as the head of a data set's README.md says them:
-    https://huggingface.co/docs/hub/datasets-manual-configuration."""
-    parts = {}
+def card_parts(card: dict, files: list[str]) -> tuple[dict[tuple[str, str], list[str]], str]:
+    """((configuration, split) -> patterns of its files; the configuration where none is named), as the head
+    of a data set's README.md says: https://huggingface.co/docs/hub/datasets-manual-configuration."""
+    parts, main = {}, "default"
     for config in card.get("configs") or []:
-        for file in as_list(config.get("data_files") or []):
+        name, folder = config.get("config_name", main), (config.get("data_dir") or "").strip("./")
+        main = name if config.get("default") else main
+        inside = [file.removeprefix(f"{folder}/") for file in files if file.startswith(f"{folder}/")]
+        named = [
+            {"split": split_of(file).replace(".", "train"), "path": glob.escape(file)} for file in inside
+        ]
+        for file in as_list(config.get("data_files") or named):
             split, paths = (file["split"], file["path"]) if isinstance(file, dict) else ("train", file)
-            parts.setdefault((config["config_name"], split), []).extend(as_list(paths))
-    return parts
+            paths = [f"{folder}/{path.removeprefix('./')}".lstrip("/") for path in as_list(paths)]
+            parts.setdefault((name, split), []).extend(paths)
+    return parts, main
 
 
 def as_list(value) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def of_hub_split(argument: str, files: list[str], which: list[str], parts: dict) -> list[str]:
+def of_hub_split(argument: str, files: list[str], which: list[str], card: dict) -> list[str]:
     """which: [], [SPLIT] or [CONFIG, SPLIT]. What belongs together the card says (card_parts); where it does
     not, folders of a file, or its name without number and endings."""
     files = [file for file in files if endings(file)[0] in KINDS]
+    parts, main = card_parts(card, files)
     named = [part for part in parts if {*which} <= {*part}]
+    named = [part for part in named if part[0] == main] or named
     if parts and len(named) != 1:
         raise ValueError(f"its card has {', '.join(map(':'.join, parts))}: name one (hub:NAME:CONFIG:SPLIT)")
     if parts:
-        ways = [re.compile(glob_translate(pattern.removeprefix("./"))) for pattern in parts[named[0]]]
+        ways = [re.compile(glob_translate(pattern)) for pattern in parts[named[0]]]
         found = [file for file in files if any(way.match(file) for way in ways)]
     else:
         found = [file for file in files if {*which} <= {*Path(file).parts[:-1], stem(file)}]

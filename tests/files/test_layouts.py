@@ -319,6 +319,10 @@ TEXTS = {
         "conversation_b": [user("q"), bot("B!")],
     },
     "prompt in text": {"prompt": "q", "response_a": "qA!", "response_b": "qB!"},
+    "parts of a text": {
+        "conv_A": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "A!"}]}],
+        "conv_B": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "B!"}]}],
+    },
 }
 # How the verdict may be said: a wins, b wins, a tie
 VERDICTS = {
@@ -336,6 +340,8 @@ VERDICTS = {
     "ranks": (("rank_1", "rank_2"), (1, 2), (2, 1), (1, 1)),
     "votes": (("winner_model_a", "winner_model_b", "winner_tie"), (1, 0, 0), (0, 1, 0), (0, 0, 1)),
     "names": (("winner", "model_a", "model_b"), ("x", "x", "y"), ("y", "x", "y"), ("tie", "x", "y")),
+    "counts": (("votes_a", "votes_b"), (5, 1), (0, 2), (3, 3)),
+    "spelt out": ("preferred_completion", "Completion A", "completion_b", "Tie"),
     "none": ((), (), (), ()),
 }
 
@@ -384,6 +390,15 @@ CHOSEN_TEXTS = {
     },
     "prompt ends with the answer": {"prompt": [user("q"), bot("A!")], "chosen": "A!", "rejected": "B!"},
     "repeated": {"prompt": "q", "chosen": "qA!", "rejected": "qB!"},
+    "turns": {"chosen": ["q", "A!"], "rejected": ["q", "B!"]},
+    "messages inside": {
+        "input": {"messages": [user("q")], "tools": []},
+        "preferred_output": [bot("A!")],
+        "non_preferred_output": [bot("B!")],
+    },
+    "one dialogue": {"messages": [user("q"), bot("A!")], "rejected_response": "B!"},
+    "two dialogues": {"messages": [user("q"), bot("A!")], "rejected_messages": [user("q"), bot("B!")]},
+    "one rejected": {"query": "q", "response": "A!", "rejected_response": "B!", "history": []},
     "list of rejected": {"prompt": "q", "chosen": ["A!"], "rejected": ["B!"]},
     "completions": {
         "instruction": "q",
@@ -417,6 +432,9 @@ def test_a_prompt_in_several_columns_becomes_one(tmp_path):
     ]
     table = read_pairs([jsonl(tmp_path / "rows.jsonl", rows)])
     assert table["prompt"].tolist() == ["System: Be brief.\n\nUser: q", "q\n\nin short", "before\n\nq"]
+    rows = [{"instruction": "q", "history": [["Earlier?", "Yes."]], "chosen": "A", "rejected": "B"}]
+    table = read_pairs([jsonl(tmp_path / "pairs.jsonl", rows)])
+    assert table["prompt"].tolist() == ["User: Earlier?\n\nAssistant: Yes.\n\nUser: q"]
     talk = [user("Earlier?"), bot("Yes.")]
     rows = [{"prompt": talk, "chosen": [user("q"), bot(x)], "rejected": [user("q"), bot("B!")]} for x in "AB"]
     rows[1]["prompt"] = [user("Earlier?"), bot("Yes."), user("q")]
@@ -438,6 +456,16 @@ def test_of_ranks_the_lower_is_better_and_of_a_rerankers_scores_the_higher(name,
     columns = {f"score_{side}": f"{name}_{side}" for side in "ab"}
     table = read_pairs([jsonl(tmp_path / "rows.jsonl", [row])], columns=columns)
     assert table["label"].tolist() == [1 if name == "rank" else 0]
+
+
+def test_chosen_and_rejected_may_name_the_sides_whose_texts_stand_beside_them(tmp_path):
+    row = {"prompt": "q", "response_a": "A!", "response_b": "B!"}
+    for one, two in (("A", "B"), ("response_a", "response_b"), ("Model A", "Model B")):
+        rows = [row | {"chosen": one, "rejected": two}, row | {"chosen": two, "rejected": one}]
+        table = read_pairs([jsonl(tmp_path / "rows.jsonl", rows)])
+        assert table["label"].tolist() == [1, 0] and set(table["response_a"]) == {"A!"}
+    rows = [row | {"chosen": "B!", "rejected": "A!"}] * 3
+    assert set(read_pairs([jsonl(tmp_path / "rows.jsonl", rows)])["chosen"]) <= {0, 1}
 
 
 @pytest.mark.parametrize(

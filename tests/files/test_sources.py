@@ -22,7 +22,7 @@ from bad_input import ROW, jsonl
 
 from minarena.files import formats
 from minarena.files.pairs import read_pairs
-from minarena.files.sources import data_files, records
+from minarena.files.sources import data_files, of_hub_split, records
 
 
 def write(path: Path, *ids: str) -> Path:
@@ -308,6 +308,38 @@ def test_configurations_of_the_card_say_what_belongs_together(hub, tmp_path):
             assert gives.startswith(f"({expected}")
         for gives, words in zip(found[3:], list(refused.values())[: len(more)], strict=True):
             assert gives.startswith("REFUSED --data hub:org/name") and words in gives
+
+
+def test_a_card_may_name_folders_and_the_configuration_that_counts_where_none_is_named():
+    files = [
+        "README.md",
+        "train.jsonl",
+        "more/train-0-of-2.jsonl",
+        "more/train-1-of-2.jsonl",
+        "more/test.jsonl",
+    ]
+    files += ["one/rows.jsonl", "two/a/x.jsonl", "two/b/x.jsonl"]
+    configs = [
+        {"config_name": "plain", "data_files": "train.jsonl"},
+        {"config_name": "more", "data_dir": "more", "default": True},
+        {"config_name": "one", "data_dir": "./one/"},
+        {"config_name": "two", "data_dir": "two", "data_files": [{"split": "train", "path": "./a/*"}]},
+    ]
+
+    def found(*which, configs=configs):
+        return of_hub_split("hub:x", files, list(which), {"configs": configs})
+
+    assert found("plain") == ["train.jsonl"] and found("one") == ["one/rows.jsonl"]
+    assert found("train") == found("more", "train") == files[2:4] and found("test") == ["more/test.jsonl"]
+    assert found("two") == ["two/a/x.jsonl"]
+    for which, there in (([], "more:test"), (["more"], "more:train")):
+        with pytest.raises(ValueError, match=f"its card has .*{there}.*: name one"):
+            found(*which)
+    without = [{**config, "default": False} for config in configs]
+    with pytest.raises(ValueError, match="name one"):
+        found("train", configs=without)
+    without[0]["config_name"] = "default"
+    assert found("train", configs=without) == found(configs=without) == ["train.jsonl"]
 
 
 def test_without_a_network_or_a_data_set_it_is_one_line(hub, tmp_path):
