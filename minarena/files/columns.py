@@ -8,7 +8,6 @@ spelling is a word in a table. What it does not do: look into texts (cells.py), 
 refused, with the --columns that settle it.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 
 import pandas as pd
@@ -16,16 +15,16 @@ import pandas as pd
 from minarena.data import GROUPS
 
 
-def pairs(words: str) -> list[tuple[str, ...]]:
+def split_sides(words: str) -> list[tuple[str, ...]]:
     return [tuple(word.split("/")) for word in words.split()]
 
 
-SIDES = pairs("a/b 1/2 0/1 left/right first/second")
-BETTER = pairs("chosen/rejected preferred/nonpreferred preferred/dispreferred preferred/rejected")
-BETTER += pairs("accepted/rejected better/worse winning/losing messages/rejectedresponse /rejected")
+SIDES = split_sides("a/b 1/2 0/1 left/right first/second")
+BETTER = split_sides("chosen/rejected preferred/nonpreferred preferred/dispreferred preferred/rejected")
+BETTER += split_sides("accepted/rejected better/worse winning/losing messages/rejectedresponse /rejected")
 ANSWERS = "response answer output completion conversation messages text reply summary candidate generation"
 ANSWERS += " conv humanref continuation origresponse modelresponse modeloutput modelanswer assistant"
-SCORES = "overallscore score avgrating averagerating rating reward rank votes upvotes"
+SCORES = "overallscore score avgrating averagerating rating reward rank votes upvotes pmscore"
 PAIRS = {  # two keys -> (words, sides)
     ("a", "b"): (f"{ANSWERS} ", SIDES),  # the last word is none: columns a and b
     ("chosen", "rejected"): (f" {ANSWERS}", BETTER),
@@ -55,13 +54,10 @@ NAMES = {  # key -> its names; the first that a file has is taken
 }
 NAMES_OF_SIDES = {w + side for w in f" {ANSWERS} model".split(" ") for both in SIDES for side in both}
 CONTEXT = ("system", "history", "dialogue", "prompt", "input")  # parts of the prompt, in this order
-NAMED = ("language", *GROUPS)  # what kind of row it is: read, and without a part in what it says
+NAMED = ("language", *GROUPS)  # what kind of row it is: kept in the table, but not shown to the model
 VERDICTS = ("winner model_a model_b", "strength", "vote_a vote_b vote_tie", "score_a score_b")  # by rank
-FORMS = {  # what a file of each form may have beside id, NAMED, CONTEXT and a verdict
-    "answers": "a b turn",
-    "chosen": "chosen rejected score_chosen score_rejected",
-    "many": "many scores",
-}
+# form -> what a file may have beside id, NAMED, CONTEXT and a verdict
+KEYS = {"answers": "a b turn", "chosen": "chosen rejected score_chosen score_rejected", "many": "many scores"}
 
 
 def squeeze(name: str) -> str:
@@ -83,10 +79,8 @@ def inside(cell, steps: list[str]):
     return cell
 
 
-def columns_of(
-    head: pd.DataFrame, given: dict[str, str], path: str, training: bool, words: dict[str, str]
-) -> tuple[str, dict[str, str]]:
-    """(a form of FORMS, key -> column) by the names of a file's columns.
+def columns_of(head: pd.DataFrame, given: dict, path: str, training: bool, words: dict) -> tuple[str, dict]:
+    """(a form of KEYS, key -> column) by the names of a file's columns.
 
     given: --columns, which win over every spelling. training: a label is needed. words: --winner-words,
     which settle what a column label means. Raises ValueError that names the way out.
@@ -95,14 +89,13 @@ def columns_of(
         if name not in head and name.partition(".")[0] not in head:
             raise ValueError(f"{path}: --columns {key}={name}: no such column; it has {listed(head)}")
     known = matched(((name, name) for name in head.columns if name not in given.values()), given)
-    if words and "label" in known and not any(keys.split()[0] in known for keys in VERDICTS):
-        known["winner"] = known["label"]
     two, better = ({x, y} <= known.keys() for x, y in (("a", "b"), ("chosen", "rejected")))
     verdict = next((keys.split() for keys in VERDICTS if keys.split()[0] in known), [])
+    if words and "label" in known and not verdict:
+        known["winner"], verdict = known["label"], VERDICTS[0].split()
     if two and better and not verdict and "chosen" not in given:
-        texts = [cell for key in "ab" for cell in column(head, known[key])]
-        named = column(head, known["chosen"])
-        if all(squeeze(str(cell)) in NAMES_OF_SIDES and cell not in texts for cell in named):
+        sides, a, b = (column(head, known[key]).tolist() for key in ("chosen", "a", "b"))
+        if all(squeeze(str(cell)) in NAMES_OF_SIDES and cell not in a + b for cell in sides):
             known["winner"], better, verdict = known.pop("chosen"), False, VERDICTS[0].split()
     if better and "a" not in given and not (two and verdict and "chosen" not in given):
         form = "chosen"
@@ -118,10 +111,10 @@ def columns_of(
         why = f"column {known['label']}: which answer a value of it means is not known"
         option = f"--columns winner={known['label']} --winner-words a=WORD b=WORD"
         raise ValueError(f"{path}: {why}: {option} says it")
-    if form == "answers" and turned_round(known["a"], known["b"]):
+    if form == "answers" and turned_round(*map(squeeze, (known["a"], known["b"]))):
         why = f"a={known['a']} b={known['b']}: b is the first of the two by its name: turn them round"
         raise ValueError(f"{path}: --columns {why}")
-    keys = {"id", *NAMED, *CONTEXT, *FORMS[form].split(), *(verdict if form == "answers" else [])}
+    keys = {"id", *NAMED, *CONTEXT, *KEYS[form].split(), *(verdict if form == "answers" else [])}
     return form, {key: name for key, name in known.items() if key in keys}
 
 
@@ -147,20 +140,15 @@ def matched(names: Iterable[tuple[str, str]], given: dict[str, str]) -> dict[str
 def turned_round(a: str, b: str) -> bool:
     """Whether the names say that a is the second side, and b the first: its words, scores and signs would
     then be about the other answer."""
-    a, b = squeeze(a), squeeze(b)
     return any(b in (a.replace(y, x, 1), x.join(a.rsplit(y, 1))) for x, y in SIDES)
-
-
-def is_rank(name: str) -> bool:
-    """Whether lower is better; a reranker's score is no rank."""
-    return re.search("rank(?!er)", squeeze(name)) is not None
 
 
 def missing(head: pd.DataFrame, path: str, known: dict[str, str], lacks: list[str]) -> str:
     """Why a file cannot be read: the nearest layout, what it lacks of it, and the --columns that would do."""
     names = {squeeze(name): name for name in head.columns}
     inside = [leaf for name, cell in head.iloc[0].items() for leaf in leaves(str(name), cell)]
-    guess = matched(((leaf.rpartition(".")[2], leaf) for leaf in sorted(inside, key=depth)), known)
+    inside.sort(key=lambda leaf: leaf.count("."))
+    guess = matched(((leaf.rpartition(".")[2], leaf) for leaf in inside), known)
     for word in ANSWERS.split():  # answer_a and response_b: no pair, and yet no riddle
         halves = {"a": [word + a for a, _ in SIDES], "b": [word + b for _, b in SIDES]}
         guess = {k: names[half] for k, side in halves.items() for half in side if half in names} | guess
@@ -170,9 +158,8 @@ def missing(head: pd.DataFrame, path: str, known: dict[str, str], lacks: list[st
         keys, layout = ["prompt", "chosen", "rejected"], "chosen and rejected answers"
         lacks = lacks if "prompt" in lacks else [key for key in keys[1:] if key not in known]
     lacks = [key for key in lacks if key not in guess] or lacks
-    shown = " ".join(
-        f"{key}={guess.get(key, 'NAME')}" for key in keys if key in lacks or key in guess.keys() - known
-    )
+    wanted = [key for key in keys if key in lacks or key in guess.keys() - known]
+    shown = " ".join(f"{key}={guess.get(key, 'NAME')}" for key in wanted)
     alone = [names[word] for word in ANSWERS.split() if word in names and "a" not in guess]
     why = f" (a row has one answer, {alone[0]}: put two to a prompt into one row)" if alone else ""
     why += " (if no column holds it, put it into one)" if lacks == ["prompt"] and "NAME" in shown else ""
@@ -184,12 +171,8 @@ def leaves(name: str, cell) -> Iterator[str]:
     """The dotted names of all that stands in a cell, ten steps deep: what --columns can name."""
     yield name
     inner = cell if isinstance(cell, dict) else dict(enumerate(cell[:1] if isinstance(cell, list) else []))
-    for step, part in inner.items() if depth(name) < 10 else ():
+    for step, part in inner.items() if name.count(".") < 10 else ():
         yield from leaves(f"{name}.{step}", part)
-
-
-def depth(name: str) -> int:
-    return name.count(".")
 
 
 def longest_text(cell) -> str:

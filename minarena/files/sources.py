@@ -46,7 +46,7 @@ def data_files(argument: str) -> list[str]:
 
 
 def of_one_split(argument: str, files: list[str], folder: str = "") -> list[str]:
-    """Those that are data; ValueError where they are of several splits, folders or kinds."""
+    """Keep the files that are data; ValueError if they belong to several splits, folders or kinds."""
     files = [file for file in files if endings(file)[0] in KINDS and not INTERNAL.match(Path(file).name)]
     groups = {f"{split_of(file.removeprefix(folder))} ({''.join(endings(file))})": file for file in files}
     if not files:
@@ -61,8 +61,7 @@ def of_one_split(argument: str, files: list[str], folder: str = "") -> list[str]
 
 def whole(argument: str, files: list[str]) -> list[str]:
     """The files; ValueError where one named train-00000-of-00003 stands there without the others."""
-    shards = Counter(match.groups() for file in files if (match := COUNTED.match(file)))
-    for (name, count), there in shards.items():
+    for (name, count), there in Counter(each.groups() for each in map(COUNTED.match, files) if each).items():
         if there < int(count):
             why = f"{there} of {int(count)} files {name}* are there: fetch the others, or name a quoted glob"
             raise ValueError(f"{argument}: {why}")
@@ -115,12 +114,10 @@ def card_parts(card: dict, files: list[str]) -> tuple[dict[tuple[str, str], list
     of a data set's README.md says: https://huggingface.co/docs/hub/datasets-manual-configuration."""
     parts, main = {}, "default"
     for config in card.get("configs") or []:
-        name, folder = config.get("config_name", main), (config.get("data_dir") or "").strip("./")
+        name, folder = config.get("config_name", "default"), (config.get("data_dir") or "").strip("./")
         main = name if config.get("default") else main
         inside = [file.removeprefix(f"{folder}/") for file in files if file.startswith(f"{folder}/")]
-        named = [
-            {"split": split_of(file).replace(".", "train"), "path": glob.escape(file)} for file in inside
-        ]
+        named = [{"split": split_of(x).replace(".", "train"), "path": glob.escape(x)} for x in inside]
         for file in as_list(config.get("data_files") or named):
             split, paths = (file["split"], file["path"]) if isinstance(file, dict) else ("train", file)
             paths = [f"{folder}/{path.removeprefix('./')}".lstrip("/") for path in as_list(paths)]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from minarena.files.cells import plain_text
-from minarena.files.columns import ANSWERS, SCORES, SIDES, column, is_rank, squeeze
+from minarena.files.columns import ANSWERS, SCORES, SIDES, column, squeeze
 
 TIES = "tie draw both equal same neither bothbad bothgood tiebothbad tiebothgood tieinconsistent"
 ANSWER_KEYS = "response answer text output completion content generation"
@@ -23,6 +23,7 @@ SIGNS = {">": 1.0, ">>": 1.0, "<": 0.0, "<<": 0.0, "=": 0.5}  # of A>B, also as 
 NO_NUMBER = "no number: leave such rows out, or take another verdict by --columns winner=NAME"
 NO_VOTE = "not, with the other votes, one winner; --columns winner=NAME takes another verdict"
 NO_PAIR = "not a pair of probabilities that add up to 1 (percent: a hundredth; a tie's share: half to each)"
+RANK = re.compile("rank(?!er)", re.IGNORECASE)  # the lower is better; a reranker's score is no rank
 VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 
@@ -36,9 +37,8 @@ def winner_words(columns: dict[str, str], given: dict[str, str]) -> dict[str, fl
         known |= {word + x: 1.0 for word in words.split(" ")} | {word + y: 0.0 for word in words.split(" ")}
         known |= {f"={x}{sign}{y}": p for sign, p in SIGNS.items()}
         known |= {f"={y}{sign}{x}": 1 - p for sign, p in SIGNS.items()}
-    known |= {a: 1.0, b: 0.0, "model_a": 1.0, "model_b": 0.0} | (
-        {"1.0": 1.0, "2.0": 0.0} if digits == ("1", "2") else {}
-    )
+    known |= {"1.0": 1.0, "2.0": 0.0} if digits == ("1", "2") else {}
+    known |= {a: 1.0, b: 0.0, "model_a": 1.0, "model_b": 0.0}
     return known | {word: VALUES[key] for key, name in given.items() for word in (name, exact(name))}
 
 
@@ -51,10 +51,9 @@ def exact(cell) -> str:
         return f"={text}"
 
 
-def verdicts(
-    frame: pd.DataFrame, columns: dict[str, str], words: dict[str, float], each: Callable
-) -> tuple[np.ndarray, np.ndarray | bool]:
-    """each(key, convert, problem): layouts.each of a key's column."""
+def verdicts(frame: pd.DataFrame, columns: dict[str, str], words: dict[str, float], each: Callable) -> tuple:
+    """(P(a wins) (rows,), NaN where the file has no verdict; (rows,) bool or False: whether the label is a
+    pair of probabilities). ValueError names row and column. each(key, convert, problem): layouts.each."""
 
     def winner(cells) -> float:
         cell, *models = cells if isinstance(cells, tuple) else (cells,)
@@ -82,7 +81,7 @@ def verdicts(
         return np.array(each("vote_a", vote, NO_VOTE, *names)), False
     if "score_a" in columns:
         a, b = (np.array(each(f"score_{x}", number, NO_NUMBER)) for x in "ab")
-        return 0.5 + np.sign(b - a if is_rank(columns["score_a"]) else a - b) / 2, False
+        return 0.5 + np.sign(b - a if RANK.search(columns["score_a"]) else a - b) / 2, False
     return np.full(len(frame), np.nan), False
 
 
@@ -106,6 +105,7 @@ def number(cell) -> float:
 
 
 def vote(cells: tuple) -> float:
+    """P(a wins) of votes for a, b and, where there is such a column, a tie; raises unless one alone is 1."""
     votes = [float(cell) for cell in cells]
     if sorted(votes) != [0] * (len(votes) - 1) + [1]:
         raise ValueError
@@ -120,16 +120,13 @@ def against_best(cell: list | tuple, name: str = "") -> list[tuple[str, str, flo
     answers, scores = cell if isinstance(cell, tuple) else (cell, [])
     if not scores:
         found = [{squeeze(key): value for key, value in answer.items()} for answer in answers]
-        key, name = [
-            next(key for key in keys.split() if all(key in answer for answer in found))
-            for keys in (ANSWER_KEYS, SCORES + " pmscore")
-        ]
+        shared = set.intersection(*map(set, found))
+        key, name = [next(key for key in keys.split() if key in shared) for keys in (ANSWER_KEYS, SCORES)]
         answers = [answer[key] for answer in found]
         scores = [answer[name] for answer in found]
-    texts, sign = [plain_text(answer) for answer in answers], -1 if is_rank(name) else 1
+    texts, sign = [plain_text(answer) for answer in answers], -1 if RANK.search(name) else 1
     scores = [sign * number(score) for score in scores]
     best = scores.index(max(scores))
-    rated = enumerate(zip(texts, scores, strict=True))
-    return [
-        (texts[best], text, 0.5 if score == scores[best] else 1.0) for i, (text, score) in rated if i != best
-    ]
+    labels = [0.5 if score == scores[best] else 1.0 for score in scores]
+    rated = [(texts[best], text, label) for text, label in zip(texts, labels, strict=True)]
+    return rated[:best] + rated[best + 1 :]
