@@ -42,9 +42,9 @@ NAMES = {  # key -> its names; the first that a file has is taken
     "input": "input",
     "dialogue": "messages conversation conversations contents",  # where nothing else holds the prompt
     "turn": "turn",
-    "winner": "winner winnermodel verdict preferred preference humanpreference choice vote origpreference"
-    " betterresponseid betterid better selected chosen "
-    + " ".join(better + word for better in ("preferred", "better") for word in f"{ANSWERS} model".split()),
+    "winner": "winner winnermodel verdict preferred preferredresponse preferredanswer preferredcompletion"
+    " preferredmodel preference humanpreference origpreference betterresponseid betterresponse betteranswer"
+    " betterid better selected chosen choice vote",
     "strength": "preferencestrength overallpreference",
     "vote_tie": "winnertie tie",
     "label": "label labels target gold",
@@ -88,6 +88,8 @@ def columns_of(head: pd.DataFrame, given: dict, path: str, training: bool, words
     for key, name in given.items():
         if name not in head and name.partition(".")[0] not in head:
             raise ValueError(f"{path}: --columns {key}={name}: no such column; it has {listed(head)}")
+    if len(given.keys() & {"score_a", "score_b"}) == 1:
+        raise ValueError(f"{path}: --columns score_a=NAME score_b=NAME: one of the two is missing")
     known = matched(((name, name) for name in head.columns if name not in given.values()), given)
     two, better = ({x, y} <= known.keys() for x, y in (("a", "b"), ("chosen", "rejected")))
     verdict = next((keys.split() for keys in VERDICTS if keys.split()[0] in known), [])
@@ -96,11 +98,9 @@ def columns_of(head: pd.DataFrame, given: dict, path: str, training: bool, words
     if two and better and not verdict and "chosen" not in given:
         sides, a, b = (column(head, known[key]).tolist() for key in ("chosen", "a", "b"))
         if all(squeeze(str(cell)) in NAMES_OF_SIDES and cell not in a + b for cell in sides):
-            known["winner"], better, verdict = known.pop("chosen"), False, VERDICTS[0].split()
+            known["winner"], verdict = known.pop("chosen"), VERDICTS[0].split()
     if better and "a" not in given and not (two and verdict and "chosen" not in given):
         form = "chosen"
-        swaps = {"score_a": "score_chosen", "score_b": "score_rejected"} if "score_a" in given else {}
-        known = {swaps.get(key, key): name for key, name in known.items()}
     elif two:
         form = "answers"
     elif "many" in known and all(isinstance(cell, list) for cell in column(head, known["many"])):
@@ -111,10 +111,11 @@ def columns_of(head: pd.DataFrame, given: dict, path: str, training: bool, words
         why = f"column {known['label']}: which answer a value of it means is not known"
         option = f"--columns winner={known['label']} --winner-words a=WORD b=WORD"
         raise ValueError(f"{path}: {why}: {option} says it")
-    if form == "answers" and turned_round(*map(squeeze, (known["a"], known["b"]))):
+    a, b = (squeeze(known.get(key, "")) for key in "ab")  # b's words, scores and signs would be about a
+    if form == "answers" and any(b in (a.replace(y, x, 1), x.join(a.rsplit(y, 1))) for x, y in SIDES):
         why = f"a={known['a']} b={known['b']}: b is the first of the two by its name: turn them round"
         raise ValueError(f"{path}: --columns {why}")
-    keys = {"id", *NAMED, *CONTEXT, *KEYS[form].split(), *(verdict if form == "answers" else [])}
+    keys = {"id", *NAMED, *CONTEXT, *KEYS[form].split(), *(verdict if form == "answers" else given)}
     return form, {key: name for key, name in known.items() if key in keys}
 
 
@@ -135,12 +136,6 @@ def matched(names: Iterable[tuple[str, str]], given: dict[str, str]) -> dict[str
         free = [pool[word] for word in words.split() if pool.get(word) not in {None, *known.values()}]
         known |= {key: free[0]} if free and key not in known else {}
     return known
-
-
-def turned_round(a: str, b: str) -> bool:
-    """Whether the names say that a is the second side, and b the first: its words, scores and signs would
-    then be about the other answer."""
-    return any(b in (a.replace(y, x, 1), x.join(a.rsplit(y, 1))) for x, y in SIDES)
 
 
 def missing(head: pd.DataFrame, path: str, known: dict[str, str], lacks: list[str]) -> str:

@@ -64,10 +64,8 @@ def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
     if ending not in KINDS:
         known = f"known are {', '.join(KINDS)}, also with {', '.join(COMPRESSED)}"
         raise ValueError(f"{path}: unknown ending {ending!r}; {WHAT_TO_DO.get(ending, known)}")
-    if path != STDIN and not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
-    if path != STDIN and not Path(path).stat().st_size:
-        raise ValueError(f"{path}: empty file")
+    if path != STDIN and not (Path(path).is_file() and Path(path).stat().st_size):
+        raise ValueError(f"{path}: {'empty' if Path(path).is_file() else 'no such'} file")
     done = 0
     try:
         with bytes_of(path) as raw, opened(raw, zipped) as stream:
@@ -79,7 +77,7 @@ def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
                 except Exception as error:  # those before the bad row are in the batch
                     raise ValueError(f"row {done + len(batch) + 1}: {first_line(error)}") from error
                 if not batch:
-                    return
+                    break
                 done += len(batch)
                 place = raw.tell() if raw.seekable() else 0  # a pipe has none
                 # as objects: pandas' own strings refuse a lone surrogate
@@ -180,10 +178,9 @@ def elements(stream, text: str) -> Iterator:
     def sign() -> str:
         """The next character that is no space; "" at the end."""
         nonlocal place
-        while (place := SPACE.match(text, place).end()) == len(text):
-            if not more():
-                return ""
-        return text[place]
+        while (place := SPACE.match(text, place).end()) == len(text) and more():
+            pass
+        return text[place : place + 1]
 
     end = "]" if sign() == "[" else ""
     place += len(end)

@@ -47,8 +47,7 @@ class Reading:
 def reading_of(head: pd.DataFrame, path: str, given: dict, words: dict, training: bool) -> Reading:
     """How a file is read; ValueError says what is missing. head: its first rows. given, words: --columns,
     --winner-words. training: labels count."""
-    double = head.columns[head.columns.duplicated()]
-    if len(double):
+    if len(double := head.columns[head.columns.duplicated()]):
         raise ValueError(f"{path}: column {double[0]}: stands there twice")
     form, columns = columns_of(head, given, path, training, words)
     sides, values = SIDES_OF[form], {key: column(head, name).tolist() for key, name in columns.items()}
@@ -77,8 +76,7 @@ def reading_of(head: pd.DataFrame, path: str, given: dict, words: dict, training
     rows = zip(*(values[key] for key in ("prompt", *sides)), strict=True) if plain else [("",)]
     begun = ((row[0].strip(), row[1:]) for row in rows if strings(*row))
     repeats = all(start and all(text.startswith(start) for text in answers) for start, answers in begun)
-    words = winner_words(columns, words) if form == "answers" else {}
-    return Reading(path, form, columns, kinds, words, several, repeats)
+    return Reading(path, form, columns, kinds, winner_words(columns, words), several, repeats)
 
 
 def table_of(frame: pd.DataFrame, how: Reading) -> pd.DataFrame:
@@ -165,7 +163,8 @@ def conversations(values: dict, *answers) -> list[cells.Talk]:
     else:
         both = [side[0] if values and is_turns(side) and len(side) == 1 else side for side in answers]
         both = [cells.talk(side, "assistant") for side in both]
-        if isinstance(answers[0], list) and isinstance(answers[1], str):  # a dialogue, and its other answer
+        # a dialogue, and the other answer alone
+        if values.keys() <= {"system"} and [role for role, _ in both[1]] == ["assistant"]:
             both[1] = both[0][:-1] + both[1]
     asked = [values.pop(key) for key in ("history", "prompt", "input") if isinstance(values.get(key), str)]
     parts = [cells.talk(said, key if key == "system" else "user") for key, said in values.items()]
@@ -199,8 +198,8 @@ def readable(values: list, kind: str) -> list:
 
 def equal_scores(frame: pd.DataFrame, how: Reading) -> np.ndarray:
     """Whether chosen and rejected have one score; a score that is null is none."""
-    keys = [key for key in ("score_chosen", "score_rejected") if key in how.columns]
-    scores = [each(frame, how, key, score, "no number") for key in keys]
+    keys = [key for key in how.columns if how.form == "chosen" and "score" in key][:2]  # those given first
+    scores = [each(frame, how, key, lambda x: np.nan if null(x) else float(x), "no number") for key in keys]
     return np.equal(*scores) if len(scores) == 2 else np.zeros(len(frame), bool)
 
 
@@ -208,8 +207,7 @@ def spread(frame: pd.DataFrame, how: Reading) -> tuple[pd.DataFrame, list, list,
     """Several answers a row -> (a row a pair of the best and another, the best, the others, P(best wins))"""
     if how.form == "many":
         names = [how.columns[key] for key in ("many", "scores") if key in how.columns]
-        cell = column(frame, names[0]).iloc[0]
-        first = longest_text(cell[0]) if isinstance(cell, list) and cell else ""
+        first = longest_text(column(frame.head(1), f"{names[0]}.0").iloc[0])
         two = f"--columns a={names[0]}.0{first} b={names[0]}.1{first} would compare the first two"
         problem = f"not a list of answers with a score or rank each; {two}"
         pairs = each(frame, how, "many", partial(against_best, name=names[-1]), problem, *names)
@@ -270,10 +268,6 @@ def shown(value) -> str:
 def named_kind(cell) -> str | None:
     """The language or group of a row, None where the cell names none."""
     return cells.plain_text(str(cell)) if isinstance(cell, str | int | float) and not null(cell) else None
-
-
-def score(cell) -> float:
-    return float("nan" if null(cell) or cell == "" else cell)
 
 
 def identifier(cell) -> str:

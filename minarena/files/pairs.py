@@ -23,7 +23,6 @@ from minarena.files.sources import data_files
 from minarena.runtime.console import printable, say
 from minarena.runtime.warn import say_one_sided
 
-HEAD = 1000  # rows by which the reading of a file is decided
 # Version of what is recorded where chosen / rejected files are read: 1 dealt their sides by the row's number
 READING = 2
 
@@ -55,8 +54,7 @@ def read_pairs(
     table.attrs["integer_ids"] = bool(table["number"].all())
     if "chosen" in table:
         say("model_a is the chosen answer or the other, by a hash of the texts (infer.py --probs: p_chosen)")
-    maybe = ("chosen", *NAMED)
-    unknown = [name for name in maybe if name in table and table[name].isna().all()]
+    unknown = [name for name in ("chosen", *NAMED) if name in table and table[name].isna().all()]
     unknown += [] if table["pseudo"].any() else ["pseudo"]
     return table.drop(columns=["file", "row", "made_id", "number", *unknown])
 
@@ -74,8 +72,9 @@ def read_file(path: str, ties, limit, bar, columns: dict, words: dict) -> tuple[
     """(the table of a file's usable rows, number of rows read). Beside data.py's columns it has those of
     layouts.table_of. For the arguments see read_pairs."""
     frames, rows = read_frames(path), 0
+    frames, rows = read_frames(path), 0
     first = next(frames)
-    head = first[0].head(HEAD)
+    head = first[0].head(1000)  # by these rows the reading is decided
     reading = reading_of(head, path, columns, words, training=ties is not None)
     look = {"desc": f"read {printable(Path(path).name)}", "unit": "B", "disable": None if bar else True}
     look["total"] = Path(path).stat().st_size if Path(path).is_file() else None  # of stdin nobody knows
@@ -93,9 +92,8 @@ def read_file(path: str, ties, limit, bar, columns: dict, words: dict) -> tuple[
             if limit and sum(map(len, parts)) >= limit:
                 break
     table = pd.concat(parts, ignore_index=True)
-    if limit and len(table) > limit:
-        unused["beyond --limit"] = len(table) - limit
-        table = table.head(limit)
+    unused["beyond --limit"] = len(table) - len(table.head(limit or len(table)))
+    table = table.head(limit or len(table))
     reasons = "".join(f"; {count:,} {reason}" for reason, count in unused.items() if count)
     what, left = describe_reading(reading, head, words)
     say(f"{path}: {what}, {rows:,} rows read, {len(table):,} used{reasons}{left}")

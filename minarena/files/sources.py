@@ -52,8 +52,7 @@ def of_one_split(argument: str, files: list[str], folder: str = "") -> list[str]
     if not files:
         raise ValueError(f"{argument}: no data files there ({', '.join(KINDS)})")
     if len(groups) > 1:
-        on_hub = argument.startswith("hub:")
-        how = "hub:NAME:SPLIT, hub:NAME:CONFIG:SPLIT" if on_hub else "a file, a quoted glob"
+        how = "a file, a quoted glob" if argument[:4] != "hub:" else "hub:NAME:SPLIT, hub:NAME:CONFIG:SPLIT"
         why = "splits and folders are not joined: name one"
         raise ValueError(f"{argument}: holds {', '.join(sorted(groups))}; {why} ({how})")
     return files
@@ -120,8 +119,7 @@ def card_parts(card: dict, files: list[str]) -> tuple[dict[tuple[str, str], list
         named = [{"split": split_of(x).replace(".", "train"), "path": glob.escape(x)} for x in inside]
         for file in as_list(config.get("data_files") or named):
             split, paths = (file["split"], file["path"]) if isinstance(file, dict) else ("train", file)
-            paths = [f"{folder}/{path.removeprefix('./')}".lstrip("/") for path in as_list(paths)]
-            parts.setdefault((name, split), []).extend(paths)
+            parts.setdefault((name, split), []).extend(Path(folder, x).as_posix() for x in as_list(paths))
     return parts, main
 
 

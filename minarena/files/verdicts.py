@@ -29,7 +29,7 @@ VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 def winner_words(columns: dict[str, str], given: dict[str, str]) -> dict[str, float]:
     """Word -> P(a wins). given: --winner-words. Bare numbers count beside columns that are numbered so."""
-    a, b = squeeze(columns["a"]), squeeze(columns["b"])
+    a, b = (squeeze(columns.get(key, "")) for key in "ab")
     digits = tuple("".join(filter(str.isdigit, name)) for name in (a, b))
     known = dict.fromkeys(TIES.split(), 0.5)
     for x, y in [SIDES[0], *SIDES[3:], digits if digits in SIDES else SIDES[1]]:
@@ -125,8 +125,7 @@ def against_best(cell: list | tuple, name: str = "") -> list[tuple[str, str, flo
         answers = [answer[key] for answer in found]
         scores = [answer[name] for answer in found]
     texts, sign = [plain_text(answer) for answer in answers], -1 if RANK.search(name) else 1
-    scores = [sign * number(score) for score in scores]
+    scores = [sign * number(score) for _, score in zip(texts, scores, strict=True)]
     best = scores.index(max(scores))
-    labels = [0.5 if score == scores[best] else 1.0 for score in scores]
-    rated = [(texts[best], text, label) for text, label in zip(texts, labels, strict=True)]
-    return rated[:best] + rated[best + 1 :]
+    others = [i for i in range(len(scores)) if i != best]
+    return [(texts[best], texts[i], 0.5 if scores[i] == scores[best] else 1.0) for i in others]

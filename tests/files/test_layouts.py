@@ -398,6 +398,7 @@ CHOSEN_TEXTS = {
     },
     "one dialogue": {"messages": [user("q"), bot("A!")], "rejected_response": "B!"},
     "two dialogues": {"messages": [user("q"), bot("A!")], "rejected_messages": [user("q"), bot("B!")]},
+    "no prompt beside the rejected": {"chosen": [user("q"), bot("A!")], "rejected": [bot("B!")]},
     "one rejected": {"query": "q", "response": "A!", "rejected_response": "B!", "history": []},
     "list of rejected": {"prompt": "q", "chosen": ["A!"], "rejected": ["B!"]},
     "completions": {

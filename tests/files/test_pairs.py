@@ -207,6 +207,8 @@ def test_columns_and_winner_words_say_what_names_do_not(tmp_path, capsys):
     assert "; --winner-words tie=0: not in the first 2 rows" in capsys.readouterr().err
     read_pairs([path], columns=COLUMNS, winner_words={"a": "1.0", "b": "2"})
     assert "--winner-words" not in capsys.readouterr().err
+    with pytest.raises(ValueError, match="score_a=NAME score_b=NAME: one of the two is missing"):
+        read_pairs([path], columns=COLUMNS | {"score_a": "vote"})
     with pytest.raises(ValueError, match="--columns prompt=nowhere: no such column; it has q, x, y, vote"):
         read_pairs([path], columns={"prompt": "nowhere"})
 
