@@ -72,7 +72,6 @@ def read_file(path: str, ties, limit, bar, columns: dict, words: dict) -> tuple[
     """(the table of a file's usable rows, number of rows read). Beside data.py's columns it has those of
     layouts.table_of. For the arguments see read_pairs."""
     frames, rows = read_frames(path), 0
-    frames, rows = read_frames(path), 0
     first = next(frames)
     head = first[0].head(1000)  # by these rows the reading is decided
     reading = reading_of(head, path, columns, words, training=ties is not None)
