@@ -95,7 +95,7 @@ def columns_of(head: pd.DataFrame, given: dict, path: str, training: bool, words
     verdict = next((keys.split() for keys in VERDICTS if keys.split()[0] in known), [])
     if words and "label" in known and not verdict:
         known["winner"], verdict = known["label"], VERDICTS[0].split()
-    if two and better and not verdict and "chosen" not in given:
+    if two and better and not verdict and "chosen" not in given:  # chosen: A beside response_a is a word
         sides, a, b = (column(head, known[key]).tolist() for key in ("chosen", "a", "b"))
         if all(squeeze(str(cell)) in NAMES_OF_SIDES and cell not in a + b for cell in sides):
             known["winner"], verdict = known.pop("chosen"), VERDICTS[0].split()

@@ -459,6 +459,13 @@ def test_of_ranks_the_lower_is_better_and_of_a_rerankers_scores_the_higher(name,
     assert table["label"].tolist() == [1 if name == "rank" else 0]
 
 
+@pytest.mark.parametrize("name", ["{}_score", "score_{}", "{}-rating"])
+def test_scores_may_be_named_after_their_answers(name, tmp_path):
+    for one, two in (("response_a", "response_b"), ("conv_A", "conv_B"), ("answer_1", "answer_2")):
+        row = {"prompt": "q", one: "A!", two: "B!", name.format(one): 2, name.format(two): 1}
+        assert read_pairs([jsonl(tmp_path / "rows.jsonl", [row])])["label"].tolist() == [1]
+
+
 def test_chosen_and_rejected_may_name_the_sides_whose_texts_stand_beside_them(tmp_path):
     row = {"prompt": "q", "response_a": "A!", "response_b": "B!"}
     for one, two in (("A", "B"), ("response_a", "response_b"), ("Model A", "Model B")):
