@@ -242,6 +242,8 @@ REFUSED = [
         jsonl(*[{"chosen": [{"role": "narrator", "content": "q"}], "rejected": TALK, "prompt": "q"}]),
         ["row 1", "column chosen", "narrator"],
     ),
+    ("name.jsonl", jsonl({"prompt\n": None, **TWO_TEXTS}), ["row 1, column prompt?: null"]),
+    ("inner-name.jsonl", jsonl({"prompt": {"\x1f": ""}, **TWO_TEXTS}), ["--columns prompt=prompt.? would"]),
     ("halves.jsonl", jsonl(ROW | {"winner": [30, 70]}), ["row 1", "column winner", "probabilities"]),
     ("talk-deep.jsonl", jsonl(ARENA).replace(b'"q"', DEEP, 1), ["row 1", "column conversation_a"]),
     (

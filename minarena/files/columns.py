@@ -113,8 +113,7 @@ def columns_of(head: pd.DataFrame, given: dict, path: str, training: bool, words
         raise ValueError(f"{path}: {why}: {option} says it")
     a, b = (squeeze(known.get(key, "")) for key in "ab")  # b's words, scores and signs would be about a
     if form == "answers" and any(b in (a.replace(y, x, 1), x.join(a.rsplit(y, 1))) for x, y in SIDES):
-        why = f"a={known['a']} b={known['b']}: b is the first of the two by its name: turn them round"
-        raise ValueError(f"{path}: --columns {why}")
+        raise ValueError(f"{path}: --columns a={known['a']} b={known['b']}: b is the first: turn them round")
     keys = {"id", *NAMED, *CONTEXT, *KEYS[form].split(), *(verdict if form == "answers" else given)}
     return form, {key: name for key, name in known.items() if key in keys}
 

@@ -74,7 +74,7 @@ def reading_of(head: pd.DataFrame, path: str, given: dict, words: dict, training
     several = form == "many" or (lone and bool(set(CONTEXT) & set(columns)))  # without a prompt: a dialogue
     plain = sides and len(head) > 1 and {kinds.get(key) for key in ("prompt", *sides)} == {"text"}
     rows = zip(*(values[key] for key in ("prompt", *sides)), strict=True) if plain else [("",)]
-    begun = ((row[0].strip(), row[1:]) for row in rows if strings(*row))
+    begun = ((row[0].strip(), row[1:]) for row in map(list, rows) if is_turns(row))
     repeats = all(start and all(text.startswith(start) for text in answers) for start, answers in begun)
     return Reading(path, form, columns, kinds, winner_words(columns, words), several, repeats)
 
@@ -176,11 +176,7 @@ def conversations(values: dict, *answers) -> list[cells.Talk]:
 
 
 def is_turns(value) -> bool:
-    return isinstance(value, list) and strings(*value)
-
-
-def strings(*values) -> bool:
-    return all(isinstance(value, str) for value in values)
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def null(cell) -> bool:

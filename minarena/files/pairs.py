@@ -47,7 +47,10 @@ def read_pairs(
         left = limit and limit - sum(map(len, tables))
         if left == 0:
             break
-        table, read = read_file(path, ties, left, bar, *settings)
+        try:
+            table, read = read_file(path, ties, left, bar, *settings)
+        except ValueError as error:  # one line, whatever the names of columns hold
+            raise ValueError(printable(str(error))) from error
         tables.append(table.set_index(table["row"].to_numpy() - 1 + rows).assign(file=printable(str(path))))
         rows += read
     table = with_unique_ids(pd.concat(tables), training=ties is not None)
