@@ -21,6 +21,7 @@ HEAD = b"id,prompt,response_a,response_b,winner\n"
 GOOD = b"g1,q,a,b,model_a\n"
 TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 CHOSEN = {"chosen": TALK, "rejected": TALK}
+TWO_TEXTS = {"response_a": "a", "response_b": "b"}
 LMSYS = {"id": 1, "prompt": '["q"]', "response_a": '["a"]', "response_b": '["b"]'}
 LMSYS |= {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
 ARENA = {"question_id": "x", "conversation_a": TALK, "conversation_b": TALK, "winner": "tie"}
@@ -241,6 +242,8 @@ REFUSED = [
         jsonl(*[{"chosen": [{"role": "narrator", "content": "q"}], "rejected": TALK, "prompt": "q"}]),
         ["row 1", "column chosen", "narrator"],
     ),
+    ("name.jsonl", jsonl({"prompt\n": None, **TWO_TEXTS}), ["row 1, column prompt?: null"]),
+    ("inner-name.jsonl", jsonl({"prompt": {"\x1f": ""}, **TWO_TEXTS}), ["--columns prompt=prompt.? would"]),
     ("halves.jsonl", jsonl(ROW | {"winner": [30, 70]}), ["row 1", "column winner", "probabilities"]),
     ("talk-deep.jsonl", jsonl(ARENA).replace(b'"q"', DEEP, 1), ["row 1", "column conversation_a"]),
     (
@@ -249,6 +252,25 @@ REFUSED = [
         ["row 1", "column score_chosen", "[1, 2] is no number"],
     ),
 ]
+
+SCORED = [  # what is wrong with a cell of such a row is told by these words
+    ({"score_a": 1, "score_b": 2}, ["column score_b", "no number"]),
+    ({"preference_strength": 1}, ["column preference_strength", "no number"]),
+    ({"winner_model_b": 1, "winner_model_a": 0}, ["column winner_model_a", "one winner"]),
+    ({"winner": [0.5, 0.5]}, ["column winner", "probabilities"]),
+    ({"responses": ["a", "b"], "scores": [1, 2]}, ["column responses", "score or rank each"]),
+    ({"answers": [{"text": "a", "score": 1}] * 2}, ["column answers", "score or rank each"]),
+]
+for good, words in SCORED:
+    for bad in (float("nan"), "nan", None):
+        key, cell = list(good.items())[-1]
+        cell = {"text": "b", "score": bad} if key == "answers" else bad
+        bad_row = good | {key: [good[key][0], cell] if isinstance(good[key], list) else cell}
+        rows = [
+            {"prompt": "q"} | ({} if key in ("scores", "answers") else TWO_TEXTS) | row
+            for row in (good, bad_row)
+        ]
+        REFUSED.append((f"{key}-{bad!r}.jsonl", jsonl(*rows), ["row 2", *words]))
 
 
 def csv_of(prompt: str, encoding: str = "utf-8", end: str = "\n") -> bytes:

@@ -20,7 +20,7 @@ ROLES = {
     "tool": "tool function function_call tool_call tool_response observation environment",
 }
 ROLES = {word: role for role, words in ROLES.items() for word in words.split()}
-ROLE_KEYS, TEXT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+ROLE_KEYS, TEXT_KEYS = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 # How a list of texts or messages begins where it is written out as text, be it JSON or not
 LISTED = re.compile(r"\s*(\[\s*([{\"']|null\b|None\b|\])|{\s*[\"'](role|from|content|value)\b)")
 MARK = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")  # hh-rlhf's
@@ -59,10 +59,13 @@ def content(cell, kind: str) -> str | list[str] | Talk:
     cell = json.loads(cell) if kind == "json" and isinstance(cell, str) else cell
     if not isinstance(cell, list | dict):
         raise TypeError
-    cell = [cell] if isinstance(cell, dict) else cell
+    cell = cell.get("messages", [cell]) if isinstance(cell, dict) else cell
     if any(isinstance(turn, dict) for turn in cell):
         return [message(turn) for turn in cell]
-    return ["" if turn is None else plain_text(turn) for turn in cell]
+    turns = [
+        text for turn in cell for text in (turn if isinstance(turn, list) else [turn])
+    ]  # [[asked, said]]
+    return ["" if turn is None else plain_text(turn) for turn in turns]
 
 
 def plain_text(cell) -> str:
@@ -86,13 +89,12 @@ def message(turn: dict) -> tuple[str, str]:
 
 
 def talk(value: str | list, role: str = "user") -> Talk:
-    """A text is said by `role`, turns in turns, and messages tell."""
+    """Give each turn its speaker. A text: `role`. A list of texts: user and assistant alternate. Messages
+    carry their own roles."""
     if isinstance(value, str):
         return [(role, value)]
-    return [
-        turn if isinstance(turn, tuple) else (who, turn)
-        for who, turn in zip(cycle(("user", "assistant")), value)
-    ]
+    turns = zip(cycle(("user", "assistant")), value)
+    return [turn if isinstance(turn, tuple) else (who, turn) for who, turn in turns]
 
 
 def interleaved(prompts: list[str], answers: list[str]) -> Talk:
@@ -102,7 +104,7 @@ def interleaved(prompts: list[str], answers: list[str]) -> Talk:
 
 
 def with_context(parts: list[Talk], said: Talk) -> Talk:
-    """A conversation after what columns of their own say came before, without what it repeats of that."""
+    """Put the prompt's columns (`parts`) before a conversation; turns that it repeats are not put twice."""
     for part in reversed(parts):
         before, new = ([(role, text.strip()) for role, text in turns] for turns in (said[:-1], part))
         if not any(before[i : i + len(new)] == new for i in range(len(before) - len(new) + 1)):
@@ -118,8 +120,8 @@ def up_to_answer(said: Talk, turn: int) -> Talk:
 
 
 def last_answers(a: Talk, b: Talk, parted: bool = False) -> tuple[str, str, str]:
-    """A conversation that does not end with an answer has the empty one. parted: of two that differ before
-    their last turn the answers are all that follows what they share."""
+    """A conversation that does not end with an answer has the empty one. parted: if the two differ before
+    their last turn, everything after the shared turns is the answer."""
     ends = [len(said) - (len(said) > 0 and said[-1][0] == "assistant") for said in (a, b)]
     if parted and a[: ends[0]] != b[: ends[1]]:
         same = next(i for i, (x, y) in enumerate(zip_longest(a, b)) if x != y)

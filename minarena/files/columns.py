@@ -15,16 +15,16 @@ import pandas as pd
 from minarena.data import GROUPS
 
 
-def pairs(words: str) -> list[tuple[str, ...]]:
+def split_sides(words: str) -> list[tuple[str, ...]]:
     return [tuple(word.split("/")) for word in words.split()]
 
 
-SIDES = pairs("a/b 1/2 0/1 left/right first/second")
-BETTER = pairs("chosen/rejected preferred/nonpreferred preferred/dispreferred preferred/rejected")
-BETTER += pairs("accepted/rejected better/worse winning/losing")
+SIDES = split_sides("a/b 1/2 0/1 left/right first/second")
+BETTER = split_sides("chosen/rejected preferred/nonpreferred preferred/dispreferred preferred/rejected")
+BETTER += split_sides("accepted/rejected better/worse winning/losing messages/rejectedresponse /rejected")
 ANSWERS = "response answer output completion conversation messages text reply summary candidate generation"
-ANSWERS += " humanref continuation origresponse modelresponse modeloutput modelanswer assistant"
-SCORES = "overallscore score avgrating averagerating rating reward rank"
+ANSWERS += " conv humanref continuation origresponse modelresponse modeloutput modelanswer assistant"
+SCORES = "overallscore score avgrating averagerating rating reward rank votes upvotes pmscore"
 PAIRS = {  # two keys -> (words, sides)
     ("a", "b"): (f"{ANSWERS} ", SIDES),  # the last word is none: columns a and b
     ("chosen", "rejected"): (f" {ANSWERS}", BETTER),
@@ -40,25 +40,24 @@ NAMES = {  # key -> its names; the first that a file has is taken
     "history": "context history trajectory",
     "prompt": "originstruction prompt question instruction query userquery userprompt post problem",
     "input": "input",
-    "dialogue": "messages conversation conversations",  # where nothing else holds the prompt
+    "dialogue": "messages conversation conversations contents",  # where nothing else holds the prompt
     "turn": "turn",
-    "winner": "winner winnermodel verdict preferred preferredresponse preference humanpreference choice vote"
-    " origpreference betterresponseid betterresponse betterid better selected chosen",
+    "winner": "winner winnermodel verdict preferred preferredresponse preferredanswer preferredcompletion"
+    " preferredmodel preference humanpreference origpreference betterresponseid betterresponse betteranswer"
+    " betterid better selected chosen choice vote",
     "strength": "preferencestrength overallpreference",
     "vote_tie": "winnertie tie",
     "label": "label labels target gold",
-    "many": "completions answers responses candidates generations outputs summaries",
+    "many": "completions answers responses candidates generations outputs summaries replies",
     "scores": "overallscores scores ratings rating rewards ranks",
     **{name: name for name in GROUPS},
 }
+NAMES_OF_SIDES = {w + side for w in f" {ANSWERS} model".split(" ") for both in SIDES for side in both}
 CONTEXT = ("system", "history", "dialogue", "prompt", "input")  # parts of the prompt, in this order
-NAMED = ("language", *GROUPS)  # what kind of row it is: read, and without a part in what it says
-VERDICTS = ("winner", "strength", "vote_a", "score_a")  # the first that a file has counts
-FORMS = {  # what a file of each form may have beside id, NAMED and CONTEXT
-    "answers": "a b turn winner strength model_a model_b vote_a vote_b vote_tie score_a score_b",
-    "chosen": "chosen rejected score_chosen score_rejected",
-    "many": "many scores",
-}
+NAMED = ("language", *GROUPS)  # what kind of row it is: kept in the table, but not shown to the model
+VERDICTS = ("winner model_a model_b", "strength", "vote_a vote_b vote_tie", "score_a score_b")  # by rank
+# form -> what a file may have beside id, NAMED, CONTEXT and a verdict
+KEYS = {"answers": "a b turn", "chosen": "chosen rejected score_chosen score_rejected", "many": "many scores"}
 
 
 def squeeze(name: str) -> str:
@@ -80,10 +79,8 @@ def inside(cell, steps: list[str]):
     return cell
 
 
-def columns_of(
-    head: pd.DataFrame, given: dict[str, str], path: str, training: bool, words: dict[str, str]
-) -> tuple[str, dict[str, str]]:
-    """(a form of FORMS, key -> column) by the names of a file's columns.
+def columns_of(head: pd.DataFrame, given: dict, path: str, training: bool, words: dict) -> tuple[str, dict]:
+    """(a form of KEYS, key -> column) by the names of a file's columns.
 
     given: --columns, which win over every spelling. training: a label is needed. words: --winner-words,
     which settle what a column label means. Raises ValueError that names the way out.
@@ -91,15 +88,19 @@ def columns_of(
     for key, name in given.items():
         if name not in head and name.partition(".")[0] not in head:
             raise ValueError(f"{path}: --columns {key}={name}: no such column; it has {listed(head)}")
+    if len(given.keys() & {"score_a", "score_b"}) == 1:
+        raise ValueError(f"{path}: --columns score_a=NAME score_b=NAME: one of the two is missing")
     known = matched(((name, name) for name in head.columns if name not in given.values()), given)
-    if words and "label" in known and not known.keys() & set(VERDICTS):
-        known["winner"] = known["label"]
     two, better = ({x, y} <= known.keys() for x, y in (("a", "b"), ("chosen", "rejected")))
-    verdict = next((key for key in VERDICTS if key in known), "")
+    verdict = next((keys.split() for keys in VERDICTS if keys.split()[0] in known), [])
+    if words and "label" in known and not verdict:
+        known["winner"], verdict = known["label"], VERDICTS[0].split()
+    if two and better and not verdict and "chosen" not in given:  # chosen: A beside response_a is a word
+        sides, a, b = (column(head, known[key]).tolist() for key in ("chosen", "a", "b"))
+        if all(squeeze(str(cell)) in NAMES_OF_SIDES and cell not in a + b for cell in sides):
+            known["winner"], verdict = known.pop("chosen"), VERDICTS[0].split()
     if better and "a" not in given and not (two and verdict and "chosen" not in given):
         form = "chosen"
-        swaps = {"score_a": "score_chosen", "score_b": "score_rejected"} if "score_a" in given else {}
-        known = {swaps.get(key, key): name for key, name in known.items()}
     elif two:
         form = "answers"
     elif "many" in known and all(isinstance(cell, list) for cell in column(head, known["many"])):
@@ -110,7 +111,10 @@ def columns_of(
         why = f"column {known['label']}: which answer a value of it means is not known"
         option = f"--columns winner={known['label']} --winner-words a=WORD b=WORD"
         raise ValueError(f"{path}: {why}: {option} says it")
-    keys = {"id", *NAMED, *CONTEXT, *FORMS[form].split()} - {key for key in VERDICTS if key != verdict}
+    a, b = (squeeze(known.get(key, "")) for key in "ab")  # b's words, scores and signs would be about a
+    if form == "answers" and any(b in (a.replace(y, x, 1), x.join(a.rsplit(y, 1))) for x, y in SIDES):
+        raise ValueError(f"{path}: --columns a={known['a']} b={known['b']}: b is the first: turn them round")
+    keys = {"id", *NAMED, *CONTEXT, *KEYS[form].split(), *(verdict if form == "answers" else given)}
     return form, {key: name for key, name in known.items() if key in keys}
 
 
@@ -120,6 +124,8 @@ def matched(names: Iterable[tuple[str, str]], given: dict[str, str]) -> dict[str
     for word, name in names:
         pool.setdefault(squeeze(word), name)
     for keys, (words, sides) in PAIRS.items():
+        if sides is SIDES and {"a", "b"} <= known.keys():  # response_a_score
+            sides = [*sides, (squeeze(known["a"]), squeeze(known["b"]))]
         both = [(w + x, w + y) for w in words.split(" ") for x, y in sides]
         both += [(x + w, y + w) for w in words.split(" ") for x, y in sides]
         found = next((pair for pair in both if pool.keys() >= set(pair)), ())
@@ -135,7 +141,8 @@ def missing(head: pd.DataFrame, path: str, known: dict[str, str], lacks: list[st
     """Why a file cannot be read: the nearest layout, what it lacks of it, and the --columns that would do."""
     names = {squeeze(name): name for name in head.columns}
     inside = [leaf for name, cell in head.iloc[0].items() for leaf in leaves(str(name), cell)]
-    guess = matched(((leaf.rpartition(".")[2], leaf) for leaf in sorted(inside, key=depth)), known)
+    inside.sort(key=lambda leaf: leaf.count("."))
+    guess = matched(((leaf.rpartition(".")[2], leaf) for leaf in inside), known)
     for word in ANSWERS.split():  # answer_a and response_b: no pair, and yet no riddle
         halves = {"a": [word + a for a, _ in SIDES], "b": [word + b for _, b in SIDES]}
         guess = {k: names[half] for k, side in halves.items() for half in side if half in names} | guess
@@ -145,9 +152,8 @@ def missing(head: pd.DataFrame, path: str, known: dict[str, str], lacks: list[st
         keys, layout = ["prompt", "chosen", "rejected"], "chosen and rejected answers"
         lacks = lacks if "prompt" in lacks else [key for key in keys[1:] if key not in known]
     lacks = [key for key in lacks if key not in guess] or lacks
-    shown = " ".join(
-        f"{key}={guess.get(key, 'NAME')}" for key in keys if key in lacks or key in guess.keys() - known
-    )
+    wanted = [key for key in keys if key in lacks or key in guess.keys() - known]
+    shown = " ".join(f"{key}={guess.get(key, 'NAME')}" for key in wanted)
     alone = [names[word] for word in ANSWERS.split() if word in names and "a" not in guess]
     why = f" (a row has one answer, {alone[0]}: put two to a prompt into one row)" if alone else ""
     why += " (if no column holds it, put it into one)" if lacks == ["prompt"] and "NAME" in shown else ""
@@ -159,12 +165,8 @@ def leaves(name: str, cell) -> Iterator[str]:
     """The dotted names of all that stands in a cell, ten steps deep: what --columns can name."""
     yield name
     inner = cell if isinstance(cell, dict) else dict(enumerate(cell[:1] if isinstance(cell, list) else []))
-    for step, part in inner.items() if depth(name) < 10 else ():
+    for step, part in inner.items() if name.count(".") < 10 else ():
         yield from leaves(f"{name}.{step}", part)
-
-
-def depth(name: str) -> int:
-    return name.count(".")
 
 
 def longest_text(cell) -> str:

@@ -64,24 +64,24 @@ def read_frames(path: str) -> Iterator[tuple[pd.DataFrame, int]]:
     if ending not in KINDS:
         known = f"known are {', '.join(KINDS)}, also with {', '.join(COMPRESSED)}"
         raise ValueError(f"{path}: unknown ending {ending!r}; {WHAT_TO_DO.get(ending, known)}")
-    if path != STDIN and not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
-    if path != STDIN and not Path(path).stat().st_size:
-        raise ValueError(f"{path}: empty file")
-    done, batch = 0, [None]
+    if path != STDIN and not (Path(path).is_file() and Path(path).stat().st_size):
+        raise ValueError(f"{path}: {'empty' if Path(path).is_file() else 'no such'} file")
+    done = 0
     try:
         with bytes_of(path) as raw, opened(raw, zipped) as stream:
             columns, rows = KINDS[ending](stream)
-            while batch:
+            while True:
                 batch = []
                 try:
                     batch.extend(islice(rows, ROWS))
                 except Exception as error:  # those before the bad row are in the batch
                     raise ValueError(f"row {done + len(batch) + 1}: {first_line(error)}") from error
+                if not batch:
+                    break
                 done += len(batch)
-                if batch:  # as objects: pandas' own strings refuse a lone surrogate
-                    place = raw.tell() if raw.seekable() else 0  # a pipe has none
-                    yield pd.DataFrame(batch, columns=columns, dtype=object), place
+                place = raw.tell() if raw.seekable() else 0  # a pipe has none
+                # as objects: pandas' own strings refuse a lone surrogate
+                yield pd.DataFrame(batch, columns=columns, dtype=object), place
     except Exception as error:  # pyarrow alone raises a dozen kinds for a damaged file
         raise ValueError(f"{path}: not readable as {ending[1:]}: {first_line(error)}") from error
     if not done:
@@ -146,13 +146,14 @@ def csv_rows(stream) -> tuple[list[str], Iterator[list[str]]]:
 
 def json_rows(stream) -> tuple[None, Iterator[dict]]:
     """One object a line; where the first line is no object, an array or objects over several lines."""
-    begun, text = [], lines(stream)
+    begun, text = "", lines(stream)
     if not stream.peek(64)[:64].removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-        begun = [next((line for line in text if line.strip()), "")]
+        begun = next((line for line in text if line.strip()), "")
+    found = map(DECODER.decode, filter(str.strip, chain([begun], text)))
     try:
-        found = map(DECODER.decode, filter(str.strip, chain(begun, text)) if DECODER.decode(*begun) else [])
-    except (json.JSONDecodeError, TypeError):
-        found = elements(stream, "".join(begun))
+        DECODER.decode(begun)
+    except json.JSONDecodeError:
+        found = elements(stream, begun)
     return None, map(whole_object, found)
 
 
@@ -177,10 +178,9 @@ def elements(stream, text: str) -> Iterator:
     def sign() -> str:
         """The next character that is no space; "" at the end."""
         nonlocal place
-        while (place := SPACE.match(text, place).end()) == len(text):
-            if not more():
-                return ""
-        return text[place]
+        while (place := SPACE.match(text, place).end()) == len(text) and more():
+            pass
+        return text[place : place + 1]
 
     end = "]" if sign() == "[" else ""
     place += len(end)
@@ -196,7 +196,8 @@ def elements(stream, text: str) -> Iterator:
                 raise
             continue
         yield found
-        place += sign() == ","
+        comma = sign() == ","  # sign() moves `place`: `place += sign()` would add to the old one
+        place += comma
     closed = sign() == "]"
     place += closed
     if sign() or (end and not closed):
@@ -211,7 +212,7 @@ def object_of(pairs: list[tuple]) -> dict:
 
 
 def lines(stream) -> Iterator[str]:
-    """A file's lines, their ends as they are; of a line that is no UTF-8 the number is told."""
+    """A file's lines, their ends as they are. ValueError names the number of a line that is not UTF-8."""
     for number, line in enumerate(iter(lambda: stream.readline(LIMIT + 1), b""), 1):
         if len(line) > LIMIT:
             raise ValueError(f"line {number} has more than {LIMIT:,} bytes")

@@ -13,16 +13,16 @@ from itertools import chain
 from pathlib import Path
 
 import pandas as pd
+from tqdm import tqdm
 
 from minarena.data import TEXTS
 from minarena.files.columns import NAMED
 from minarena.files.formats import read_frames
-from minarena.files.layouts import ROW, reading_of, table_of, told
+from minarena.files.layouts import ROW, describe_reading, reading_of, table_of
 from minarena.files.sources import data_files
 from minarena.runtime.console import printable, say
 from minarena.runtime.warn import say_one_sided
 
-HEAD = 1000  # rows by which the reading of a file is decided, however few are read at a time
 # Version of what is recorded where chosen / rejected files are read: 1 dealt their sides by the row's number
 READING = 2
 
@@ -47,15 +47,17 @@ def read_pairs(
         left = limit and limit - sum(map(len, tables))
         if left == 0:
             break
-        table, read = read_file(path, ties, left, bar, *settings)
+        try:
+            table, read = read_file(path, ties, left, bar, *settings)
+        except ValueError as error:  # one line, whatever the names of columns hold
+            raise ValueError(printable(str(error))) from error
         tables.append(table.set_index(table["row"].to_numpy() - 1 + rows).assign(file=printable(str(path))))
         rows += read
     table = with_unique_ids(pd.concat(tables), training=ties is not None)
     table.attrs["integer_ids"] = bool(table["number"].all())
     if "chosen" in table:
         say("model_a is the chosen answer or the other, by a hash of the texts (infer.py --probs: p_chosen)")
-    maybe = ("chosen", *NAMED)
-    unknown = [name for name in maybe if name in table and table[name].isna().all()]
+    unknown = [name for name in ("chosen", *NAMED) if name in table and table[name].isna().all()]
     unknown += [] if table["pseudo"].any() else ["pseudo"]
     return table.drop(columns=["file", "row", "made_id", "number", *unknown])
 
@@ -69,43 +71,33 @@ def by_key(given: dict[str, str] | list[str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in given) if isinstance(given, list) else dict(given)
 
 
-def read_file(
-    path: str, ties: str | None, limit: int | None, bar, columns: dict[str, str], words: dict[str, str]
-) -> tuple[pd.DataFrame, int]:
+def read_file(path: str, ties, limit, bar, columns: dict, words: dict) -> tuple[pd.DataFrame, int]:
     """(the table of a file's usable rows, number of rows read). Beside data.py's columns it has those of
     layouts.table_of. For the arguments see read_pairs."""
-    frames, first, rows = read_frames(path), [], 0
-    for frame in frames:
-        first.append(frame)
-        if sum(len(rows) for rows, _ in first) >= HEAD:
-            break
-    head = pd.concat([rows for rows, _ in first], ignore_index=True).head(HEAD)
+    frames, rows = read_frames(path), 0
+    first = next(frames)
+    head = first[0].head(1000)  # by these rows the reading is decided
     reading = reading_of(head, path, columns, words, training=ties is not None)
-    look = {"desc": f"read {printable(Path(path).name)}", "unit": "B", "unit_scale": True, "disable": None}
-    size = Path(path).stat().st_size if Path(path).is_file() else None  # of stdin nobody knows
-    parts, unused, progress = [], Counter(), bar and bar(total=size, **look)
-    try:
-        for frame, position in chain(first, frames):
-            frame = frame.reindex(columns=head.columns).assign(
-                **{ROW: range(rows + 1, rows + len(frame) + 1)}
-            )
+    look = {"desc": f"read {printable(Path(path).name)}", "unit": "B", "disable": None if bar else True}
+    look["total"] = Path(path).stat().st_size if Path(path).is_file() else None  # of stdin nobody knows
+    parts, unused = [], Counter()
+    # a bar that is left open is drawn once more, after the line that says what is wrong
+    with (bar or tqdm)(unit_scale=True, **look) as progress:
+        for frame, position in chain([first], frames):
+            numbers = range(rows + 1, rows + len(frame) + 1)
+            frame = frame.reindex(columns=head.columns).assign(**{ROW: numbers})
             rows += len(frame)
             part = table_of(frame, reading)
             unused["with fewer than two answers"] += len(frame) - part["row"].nunique()
             parts.append(part if ties is None else usable(part, ties, unused))
-            if progress is not None:
-                progress.update(max(0, position - progress.n))
+            progress.update(max(0, position - progress.n))
             if limit and sum(map(len, parts)) >= limit:
                 break
-    finally:  # a bar that is left open is drawn once more, after the line that says what is wrong
-        if progress is not None:
-            progress.close()
     table = pd.concat(parts, ignore_index=True)
-    if limit and len(table) > limit:
-        unused["beyond --limit"] = len(table) - limit
-        table = table.head(limit)
+    unused["beyond --limit"] = len(table) - len(table.head(limit or len(table)))
+    table = table.head(limit or len(table))
     reasons = "".join(f"; {count:,} {reason}" for reason, count in unused.items() if count)
-    what, left = told(reading, head)
+    what, left = describe_reading(reading, head, words)
     say(f"{path}: {what}, {rows:,} rows read, {len(table):,} used{reasons}{left}")
     if reading.form == "answers":
         say_one_sided(table, path, reading.columns)
@@ -130,8 +122,8 @@ def usable(table: pd.DataFrame, ties: str, unused: Counter) -> pd.DataFrame:
 
 
 def with_unique_ids(table: pd.DataFrame, training: bool) -> pd.DataFrame:
-    """An id, or a row without one, that is met again gets -2, -3 ..; of files with the same ids each has its
-    name before them. training: rows that repeat a pair of the same id are left out, unless judges differ."""
+    """Make ids unique. A repeated id gets -2, -3, ..; if several files use the same ids, the file's name is
+    put before them. training: rows that repeat a pair of the same id are left out, unless judges differ."""
     if not table["id"].duplicated().any():
         return table
     place, table = table.index, table.reset_index(drop=True)  # several rows of one place are its answers

@@ -10,11 +10,12 @@ import re
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from types import ModuleType
 
 import ftfy
@@ -30,10 +31,9 @@ TOUCHED = re.compile(r"[&\x00-\x08\x0b-\x1f\x7f]")
 
 
 def repaired(table: pd.DataFrame, workers: int | None = None, ranks: int = 1) -> pd.DataFrame:
-    """The table with mojibake, control characters and the like mended by ftfy (https://ftfy.readthedocs.io).
+    """The table with its texts repaired, before rows are shown in one order or the other: ftfy is slow.
 
-    Once for each text, before rows are shown in one order or the other: it is slow (a regular-expression
-    library). workers: processes (None: all cores, for a long table, shared by the `ranks` of this machine).
+    workers: processes (None: all cores, for a long table, shared by the `ranks` of this machine).
     Where they die (killed for their memory, say), a line says so and this process does it.
     """
     if workers is None:
@@ -67,19 +67,16 @@ def processes(workers: int) -> Iterator[Callable]:
         pool.shutdown(cancel_futures=True)
 
 
-def in_order(pool: ProcessPoolExecutor, ahead: int, call: Callable, batches: Iterable) -> Iterator:
-    """map(call, batches) by the pool; at most `ahead` batches are held (Executor.map would hold all)."""
-    waiting = deque()
-    for batch in batches:
-        waiting.append(pool.submit(call, batch))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    for each in waiting:
-        yield each.result()
+def in_order(pool: ProcessPoolExecutor, ahead: int, call: Callable, batches: Iterator) -> Iterator:
+    """map(call, batches) by the pool; at most `ahead` batches wait (Executor.map would hold all)."""
+    waiting = deque(pool.submit(call, batch) for batch in islice(batches, ahead))
+    while waiting:
+        waiting.extend(pool.submit(call, batch) for batch in islice(batches, 1))
+        yield waiting.popleft().result()
 
 
 def repaired_column(texts: pd.Series, each) -> pd.Series:
-    """each: map, or that of processes()."""
+    """each: map, or the one that processes() gives."""
     batches = (texts.iloc[i : i + BATCH].tolist() for i in range(0, len(texts), BATCH))
     fixed = [texts.iloc[:0]]
     look = {"desc": f"repair {texts.name}", "unit": "row", "leave": False, "delay": 1, "disable": None}

@@ -10,6 +10,7 @@ command ends with their list.
 
 import glob
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from minarena.files.formats import KINDS, STDIN, endings
 from minarena.runtime.console import first_line, say
 
 SPLIT = re.compile(r"(^|[^a-z])(train|training|test|testing|valid|validation|val|dev|eval|heldout)([^a-z]|$)")
-SHARD = re.compile(r"([-_.]?\d+)?([-_]of[-_]\d+)?$")
+SHARD = re.compile(r"([-_.]?\d+)?([-_]of[-_]\d+(-[0-9a-f]{16})?)?$")
+COUNTED = re.compile(r"(.*?)\d+[-_]of[-_](\d+)")  # of train-00000-of-00003.parquet the name and 3
 INTERNAL = re.compile(r"cache-|indices-|dataset_infos?\.json|dataset_dict\.json|state\.json|\.")
 
 
@@ -37,23 +39,31 @@ def data_files(argument: str) -> list[str]:
         raise ValueError(f"{argument}: is not fetched: {way}")
     if Path(argument).is_dir():
         found = [str(path) for path in sorted(Path(argument).rglob("*")) if path.is_file()]
-        return of_one_split(argument, found, argument)
+        return whole(argument, of_one_split(argument, found, argument))
     if not Path(argument).exists() and glob.has_magic(argument):
         return of_one_split(argument, sorted(glob.glob(argument, recursive=True)))
     return [argument]
 
 
 def of_one_split(argument: str, files: list[str], folder: str = "") -> list[str]:
-    """Those that are data; ValueError where they are of several splits, folders or kinds."""
+    """Keep the files that are data; ValueError if they belong to several splits, folders or kinds."""
     files = [file for file in files if endings(file)[0] in KINDS and not INTERNAL.match(Path(file).name)]
     groups = {f"{split_of(file.removeprefix(folder))} ({''.join(endings(file))})": file for file in files}
     if not files:
         raise ValueError(f"{argument}: no data files there ({', '.join(KINDS)})")
     if len(groups) > 1:
-        on_hub = argument.startswith("hub:")
-        how = "hub:NAME:SPLIT, hub:NAME:CONFIG:SPLIT" if on_hub else "a file, a quoted glob"
+        how = "a file, a quoted glob" if argument[:4] != "hub:" else "hub:NAME:SPLIT, hub:NAME:CONFIG:SPLIT"
         why = "splits and folders are not joined: name one"
         raise ValueError(f"{argument}: holds {', '.join(sorted(groups))}; {why} ({how})")
+    return files
+
+
+def whole(argument: str, files: list[str]) -> list[str]:
+    """The files; ValueError where one named train-00000-of-00003 stands there without the others."""
+    for (name, count), there in Counter(each.groups() for each in map(COUNTED.match, files) if each).items():
+        if there < int(count):
+            why = f"{there} of {int(count)} files {name}* are there: fetch the others, or name a quoted glob"
+            raise ValueError(f"{argument}: {why}")
     return files
 
 
@@ -87,41 +97,47 @@ def hub_files(argument: str) -> list[str]:
             folder = str(kept / "snapshots" / revision)
             sizes = {str(path.relative_to(folder)): 0 for path in Path(folder).rglob("*") if path.is_file()}
             card = metadata_load(f"{folder}/README.md") if "README.md" in sizes else {}
-        parts = card_parts(card or {})
-        files = of_hub_split(argument, sorted(sizes), which, parts)
+        files = of_hub_split(argument, sorted(sizes), which, card := card or {})
+        files = whole(argument, files) if folder else files
         size = "from the cache" if folder else f"{sum(map(sizes.get, files)) / 2**20:,.1f} MiB"
         say(f"{argument}: {len(files)} files, {size}, revision {revision}")
-        patterns = [*map(glob.escape, files), *(["README.md"] if parts else [])]
+        patterns = [*map(glob.escape, files), *(["README.md"] if "configs" in card else [])]
         folder = folder or snapshot_download(name, repo_type="dataset", allow_patterns=patterns)
     except Exception as error:  # huggingface_hub's own, its network library's and ours
         raise ValueError(f"--data {argument}: {first_line(error)}") from error
     return [f"{folder}/{file}" for file in files]
 
 
-def card_parts(card: dict) -> dict[tuple[str, str], list[str]]:
-    """(configuration, split) -> patterns of its files, as the head of a data set's README.md says them:
-    https://huggingface.co/docs/hub/datasets-manual-configuration."""
-    parts = {}
+def card_parts(card: dict, files: list[str]) -> tuple[dict[tuple[str, str], list[str]], str]:
+    """((configuration, split) -> patterns of its files; the configuration where none is named), as the head
+    of a data set's README.md says: https://huggingface.co/docs/hub/datasets-manual-configuration."""
+    parts, main = {}, "default"
     for config in card.get("configs") or []:
-        for file in as_list(config.get("data_files") or []):
+        name, folder = config.get("config_name", "default"), (config.get("data_dir") or "").strip("./")
+        main = name if config.get("default") else main
+        inside = [file.removeprefix(f"{folder}/") for file in files if file.startswith(f"{folder}/")]
+        named = [{"split": split_of(x).replace(".", "train"), "path": glob.escape(x)} for x in inside]
+        for file in as_list(config.get("data_files") or named):
             split, paths = (file["split"], file["path"]) if isinstance(file, dict) else ("train", file)
-            parts.setdefault((config["config_name"], split), []).extend(as_list(paths))
-    return parts
+            parts.setdefault((name, split), []).extend(Path(folder, x).as_posix() for x in as_list(paths))
+    return parts, main
 
 
 def as_list(value) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def of_hub_split(argument: str, files: list[str], which: list[str], parts: dict) -> list[str]:
+def of_hub_split(argument: str, files: list[str], which: list[str], card: dict) -> list[str]:
     """which: [], [SPLIT] or [CONFIG, SPLIT]. What belongs together the card says (card_parts); where it does
     not, folders of a file, or its name without number and endings."""
     files = [file for file in files if endings(file)[0] in KINDS]
+    parts, main = card_parts(card, files)
     named = [part for part in parts if {*which} <= {*part}]
+    named = [part for part in named if part[0] == main] or named
     if parts and len(named) != 1:
         raise ValueError(f"its card has {', '.join(map(':'.join, parts))}: name one (hub:NAME:CONFIG:SPLIT)")
     if parts:
-        ways = [re.compile(glob_translate(pattern.removeprefix("./"))) for pattern in parts[named[0]]]
+        ways = [re.compile(glob_translate(pattern)) for pattern in parts[named[0]]]
         found = [file for file in files if any(way.match(file) for way in ways)]
     else:
         found = [file for file in files if {*which} <= {*Path(file).parts[:-1], stem(file)}]

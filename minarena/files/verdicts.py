@@ -7,6 +7,7 @@ Any case, space and sign. What could be read in two ways stands in no table here
 beside columns that are not numbered so.
 """
 
+import math
 import re
 from collections.abc import Callable
 
@@ -22,12 +23,13 @@ SIGNS = {">": 1.0, ">>": 1.0, "<": 0.0, "<<": 0.0, "=": 0.5}  # of A>B, also as 
 NO_NUMBER = "no number: leave such rows out, or take another verdict by --columns winner=NAME"
 NO_VOTE = "not, with the other votes, one winner; --columns winner=NAME takes another verdict"
 NO_PAIR = "not a pair of probabilities that add up to 1 (percent: a hundredth; a tie's share: half to each)"
+RANK = re.compile("rank(?!er)", re.IGNORECASE)  # the lower is better; a reranker's score is no rank
 VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 
 def winner_words(columns: dict[str, str], given: dict[str, str]) -> dict[str, float]:
     """Word -> P(a wins). given: --winner-words. Bare numbers count beside columns that are numbered so."""
-    a, b = squeeze(columns["a"]), squeeze(columns["b"])
+    a, b = (squeeze(columns.get(key, "")) for key in "ab")
     digits = tuple("".join(filter(str.isdigit, name)) for name in (a, b))
     known = dict.fromkeys(TIES.split(), 0.5)
     for x, y in [SIDES[0], *SIDES[3:], digits if digits in SIDES else SIDES[1]]:
@@ -35,9 +37,8 @@ def winner_words(columns: dict[str, str], given: dict[str, str]) -> dict[str, fl
         known |= {word + x: 1.0 for word in words.split(" ")} | {word + y: 0.0 for word in words.split(" ")}
         known |= {f"={x}{sign}{y}": p for sign, p in SIGNS.items()}
         known |= {f"={y}{sign}{x}": 1 - p for sign, p in SIGNS.items()}
-    known |= {a: 1.0, b: 0.0, "model_a": 1.0, "model_b": 0.0} | (
-        {"1.0": 1.0, "2.0": 0.0} if digits == ("1", "2") else {}
-    )
+    known |= {"1.0": 1.0, "2.0": 0.0} if digits == ("1", "2") else {}
+    known |= {a: 1.0, b: 0.0, "model_a": 1.0, "model_b": 0.0}
     return known | {word: VALUES[key] for key, name in given.items() for word in (name, exact(name))}
 
 
@@ -50,10 +51,9 @@ def exact(cell) -> str:
         return f"={text}"
 
 
-def verdicts(
-    frame: pd.DataFrame, columns: dict[str, str], words: dict[str, float], each: Callable
-) -> tuple[np.ndarray, np.ndarray | bool]:
-    """each(key, convert, problem): layouts.each of a key's column."""
+def verdicts(frame: pd.DataFrame, columns: dict[str, str], words: dict[str, float], each: Callable) -> tuple:
+    """(P(a wins) (rows,), NaN where the file has no verdict; (rows,) bool or False: whether the label is a
+    pair of probabilities). ValueError names row and column. each(key, convert, problem): layouts.each."""
 
     def winner(cells) -> float:
         cell, *models = cells if isinstance(cells, tuple) else (cells,)
@@ -75,13 +75,13 @@ def verdicts(
         problem = NO_PAIR if soft.all() else problem
         return np.array(each("winner", winner, problem, *names), float), soft
     if "strength" in columns:
-        return 0.5 - np.sign(each("strength", float, NO_NUMBER)) / 2, False
+        return 0.5 - np.sign(each("strength", number, NO_NUMBER)) / 2, False
     if "vote_a" in columns:
         names = [columns[key] for key in ("vote_a", "vote_b", "vote_tie") if key in columns]
         return np.array(each("vote_a", vote, NO_VOTE, *names)), False
     if "score_a" in columns:
-        a, b = (np.array(each(f"score_{x}", float, NO_NUMBER)) for x in "ab")
-        return 0.5 + np.sign(b - a if "rank" in squeeze(columns["score_a"]) else a - b) / 2, False
+        a, b = (np.array(each(f"score_{x}", number, NO_NUMBER)) for x in "ab")
+        return 0.5 + np.sign(b - a if RANK.search(columns["score_a"]) else a - b) / 2, False
     return np.full(len(frame), np.nan), False
 
 
@@ -98,27 +98,34 @@ def probability(cell) -> float:
     return a / (a + b)
 
 
+def number(cell) -> float:
+    if not math.isfinite(value := float(cell)):  # NaN is neither more nor less than another score
+        raise ValueError
+    return value
+
+
 def vote(cells: tuple) -> float:
+    """P(a wins) of votes for a, b and, where there is such a column, a tie; raises unless one alone is 1."""
     votes = [float(cell) for cell in cells]
     if sorted(votes) != [0] * (len(votes) - 1) + [1]:
         raise ValueError
     return votes[0] + sum(votes[2:]) / 2
 
 
-def against_best(cell: list | tuple) -> list[tuple[str, str, float]]:
-    """cell: answers with a score each, or (answers, scores)."""
+def against_best(cell: list | tuple, name: str = "") -> list[tuple[str, str, float]]:
+    """[(best, other, P(best wins)), ..], 0.5 for equal scores; raises where an answer lacks a text or score.
+
+    cell: answers with a score each, or (answers, scores). name: the column of scores.
+    """
     answers, scores = cell if isinstance(cell, tuple) else (cell, [])
     if not scores:
         found = [{squeeze(key): value for key, value in answer.items()} for answer in answers]
-        key, name = [
-            next(key for key in keys.split() if all(key in answer for answer in found))
-            for keys in (ANSWER_KEYS, SCORES + " pmscore")
-        ]
+        shared = set.intersection(*map(set, found))
+        key, name = [next(key for key in keys.split() if key in shared) for keys in (ANSWER_KEYS, SCORES)]
         answers = [answer[key] for answer in found]
-        scores = [-answer[name] if name == "rank" else answer[name] for answer in found]
-    texts, scores = [plain_text(answer) for answer in answers], [float(score) for score in scores]
+        scores = [answer[name] for answer in found]
+    texts, sign = [plain_text(answer) for answer in answers], -1 if RANK.search(name) else 1
+    scores = [sign * number(score) for _, score in zip(texts, scores, strict=True)]
     best = scores.index(max(scores))
-    rated = enumerate(zip(texts, scores, strict=True))
-    return [
-        (texts[best], text, 0.5 if score == scores[best] else 1.0) for i, (text, score) in rated if i != best
-    ]
+    others = [i for i in range(len(scores)) if i != best]
+    return [(texts[best], texts[i], 0.5 if scores[i] == scores[best] else 1.0) for i in others]

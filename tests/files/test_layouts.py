@@ -319,6 +319,10 @@ TEXTS = {
         "conversation_b": [user("q"), bot("B!")],
     },
     "prompt in text": {"prompt": "q", "response_a": "qA!", "response_b": "qB!"},
+    "parts of a text": {
+        "conv_A": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "A!"}]}],
+        "conv_B": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "B!"}]}],
+    },
 }
 # How the verdict may be said: a wins, b wins, a tie
 VERDICTS = {
@@ -336,6 +340,8 @@ VERDICTS = {
     "ranks": (("rank_1", "rank_2"), (1, 2), (2, 1), (1, 1)),
     "votes": (("winner_model_a", "winner_model_b", "winner_tie"), (1, 0, 0), (0, 1, 0), (0, 0, 1)),
     "names": (("winner", "model_a", "model_b"), ("x", "x", "y"), ("y", "x", "y"), ("tie", "x", "y")),
+    "counts": (("votes_a", "votes_b"), (5, 1), (0, 2), (3, 3)),
+    "spelt out": ("preferred_completion", "Completion A", "completion_b", "Tie"),
     "none": ((), (), (), ()),
 }
 
@@ -384,6 +390,16 @@ CHOSEN_TEXTS = {
     },
     "prompt ends with the answer": {"prompt": [user("q"), bot("A!")], "chosen": "A!", "rejected": "B!"},
     "repeated": {"prompt": "q", "chosen": "qA!", "rejected": "qB!"},
+    "turns": {"chosen": ["q", "A!"], "rejected": ["q", "B!"]},
+    "messages inside": {
+        "input": {"messages": [user("q")], "tools": []},
+        "preferred_output": [bot("A!")],
+        "non_preferred_output": [bot("B!")],
+    },
+    "one dialogue": {"messages": [user("q"), bot("A!")], "rejected_response": "B!"},
+    "two dialogues": {"messages": [user("q"), bot("A!")], "rejected_messages": [user("q"), bot("B!")]},
+    "no prompt beside the rejected": {"chosen": [user("q"), bot("A!")], "rejected": [bot("B!")]},
+    "one rejected": {"query": "q", "response": "A!", "rejected_response": "B!", "history": []},
     "list of rejected": {"prompt": "q", "chosen": ["A!"], "rejected": ["B!"]},
     "completions": {
         "instruction": "q",
@@ -391,6 +407,11 @@ CHOSEN_TEXTS = {
     },
     "ranks": {"prompt": "q", "answers": [{"answer": "B!", "rank": 2.0}, {"answer": "A!", "rank": 1.0}]},
     "lists": {"prompt": "q", "responses": ["B!", "A!"], "scores": [1, 2]},
+    "lists of ranks": {"prompt": "q", "responses": ["B!", "A!"], "ranks": [2, 1]},
+    "lists of a reranker": {
+        "prompt": "q",
+        "responses": [{"text": "B!", "score": 1}, {"text": "A!", "score": 2}],
+    },
 }
 
 
@@ -412,6 +433,9 @@ def test_a_prompt_in_several_columns_becomes_one(tmp_path):
     ]
     table = read_pairs([jsonl(tmp_path / "rows.jsonl", rows)])
     assert table["prompt"].tolist() == ["System: Be brief.\n\nUser: q", "q\n\nin short", "before\n\nq"]
+    rows = [{"instruction": "q", "history": [["Earlier?", "Yes."]], "chosen": "A", "rejected": "B"}]
+    table = read_pairs([jsonl(tmp_path / "pairs.jsonl", rows)])
+    assert table["prompt"].tolist() == ["User: Earlier?\n\nAssistant: Yes.\n\nUser: q"]
     talk = [user("Earlier?"), bot("Yes.")]
     rows = [{"prompt": talk, "chosen": [user("q"), bot(x)], "rejected": [user("q"), bot("B!")]} for x in "AB"]
     rows[1]["prompt"] = [user("Earlier?"), bot("Yes."), user("q")]
@@ -419,11 +443,78 @@ def test_a_prompt_in_several_columns_becomes_one(tmp_path):
     assert set(table["prompt"]) == {"User: Earlier?\n\nAssistant: Yes.\n\nUser: q"}
 
 
+@pytest.mark.parametrize("nulls", [["history"], ["prompt"], ["system", "history", "input", "prompt"]])
+def test_a_column_of_nulls_is_no_prompt_so_the_dialogue_beside_it_is_one(nulls, tmp_path):
+    row = {"system": "Be kind.", "messages": [user("q")], "response_a": "A!", "response_b": "B!"}
+    table = read_pairs([jsonl(tmp_path / "rows.jsonl", [row | dict.fromkeys(nulls)] * 3)])
+    asked = "q" if "system" in nulls else "System: Be kind.\n\nUser: q"
+    assert table["prompt"].tolist() == [asked] * 3
+
+
+@pytest.mark.parametrize("name", ["score", "rank", "reranker_score"])
+def test_of_ranks_the_lower_is_better_and_of_a_rerankers_scores_the_higher(name, tmp_path):
+    row = {"prompt": "q", "response_a": "A!", "response_b": "B!", f"{name}_a": 1, f"{name}_b": 2}
+    columns = {f"score_{side}": f"{name}_{side}" for side in "ab"}
+    table = read_pairs([jsonl(tmp_path / "rows.jsonl", [row])], columns=columns)
+    assert table["label"].tolist() == [1 if name == "rank" else 0]
+
+
+@pytest.mark.parametrize("name", ["{}_score", "score_{}", "{}-rating"])
+def test_scores_may_be_named_after_their_answers(name, tmp_path):
+    for one, two in (("response_a", "response_b"), ("conv_A", "conv_B"), ("answer_1", "answer_2")):
+        row = {"prompt": "q", one: "A!", two: "B!", name.format(one): 2, name.format(two): 1}
+        assert read_pairs([jsonl(tmp_path / "rows.jsonl", [row])])["label"].tolist() == [1]
+
+
+def test_chosen_and_rejected_may_name_the_sides_whose_texts_stand_beside_them(tmp_path):
+    row = {"prompt": "q", "response_a": "A!", "response_b": "B!"}
+    for one, two in (("A", "B"), ("response_a", "response_b"), ("Model A", "Model B")):
+        rows = [row | {"chosen": one, "rejected": two}, row | {"chosen": two, "rejected": one}]
+        table = read_pairs([jsonl(tmp_path / "rows.jsonl", rows)])
+        assert table["label"].tolist() == [1, 0] and set(table["response_a"]) == {"A!"}
+    rows = [row | {"chosen": "B!", "rejected": "A!"}] * 3
+    assert set(read_pairs([jsonl(tmp_path / "rows.jsonl", rows)])["chosen"]) <= {0, 1}
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        {"winner": "model_1"},
+        {"winner": [0.9, 0.1]},
+        {"winner": "x", "model_1": "x", "model_2": "y"},
+        {"preference_strength": -1},
+        {"score_1": 2, "score_2": 1},
+        {"winner_1": 1, "winner_2": 0},
+    ],
+)
+@pytest.mark.parametrize("names", [("response_{}", "12"), ("{}_text_of_model", "12")])
+def test_sides_that_are_named_the_wrong_way_round_are_refused(names, verdict, tmp_path):
+    """Whatever says who won, says it of the file's own first and second answer."""
+    a, b = (names[0].format(side) for side in names[1])
+    path = jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", a: "A!", b: "B!", **verdict}])
+    with pytest.raises(ValueError, match=f"--columns a={b} b={a}: .* turn them round"):
+        read_pairs([path], columns={"a": b, "b": a})
+    table = read_pairs([path], columns={"a": a, "b": b})
+    assert table["label"][0] > 0.5 and table["response_a"][0] == "A!"
+
+
+def test_what_decides_is_told_and_the_other_verdicts_are_not_used(tmp_path, capsys):
+    row = {"prompt": "q", "response_a": "A!", "response_b": "B!", "score_a": 1, "score_b": 2}
+    row |= {"winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0, "winner": "model_a"}
+    assert read_pairs([jsonl(tmp_path / "rows.jsonl", [row])])["label"].tolist() == [1]
+    left = "not used: score_a, score_b, winner_model_a, winner_model_b, winner_tie"
+    said = "two answers (a=response_a b=response_b prompt=prompt winner=winner), 1 rows read, 1 used; "
+    assert said + left in capsys.readouterr().err
+
+
 def test_the_answers_of_the_turn_that_a_file_names_are_compared(tmp_path):
     talks = {f"conversation_{x}": [user("q1"), bot(f"{x}1"), user("q2"), bot(f"{x}2")] for x in "ab"}
     rows = [{**talks, "turn": turn, "winner": "model_a"} for turn in (1, 2, 3)]
     table = read_pairs([parquet(tmp_path / "bench.parquet", rows)])
     assert table["response_a"].tolist() == ["a1", "a2", "a2"] and table["prompt"][0] == "q1"
+    for turn in (1.0, "1", "1.0", None, "multi"):  # of [1, null] pandas makes 1.0
+        table = read_pairs([jsonl(tmp_path / "bench.jsonl", [row | {"turn": turn} for row in rows])])
+        assert set(table["response_a"]) == {"a1" if str(turn)[0] == "1" else "a2"}
 
 
 def test_dialogues_that_part_before_their_last_turn_are_compared_from_there_on(tmp_path):

@@ -187,7 +187,7 @@ ANSWERS = [{"q": "one?", "x": "A", "y": "B", "vote": 1}, {"q": "two?", "x": "A",
 COLUMNS = {"prompt": "q", "a": "x", "b": "y", "winner": "vote"}
 
 
-def test_columns_and_winner_words_say_what_names_do_not(tmp_path):
+def test_columns_and_winner_words_say_what_names_do_not(tmp_path, capsys):
     path = jsonl(tmp_path / "rows.jsonl", ANSWERS)
     with pytest.raises(
         ValueError, match=r"nearest layout: .*; missing: a, b; it has q, x, y, vote; --columns"
@@ -204,6 +204,11 @@ def test_columns_and_winner_words_say_what_names_do_not(tmp_path):
     typed = [f"{key}={name}" for key, name in COLUMNS.items()]
     again = read_pairs([path], columns=typed, winner_words=["a=1.0", "b=2", "tie=0"])
     assert list(again["label"]) == [1, 0] and list(again["prompt"]) == ["one?", "two?"]
+    assert "; --winner-words tie=0: not in the first 2 rows" in capsys.readouterr().err
+    read_pairs([path], columns=COLUMNS, winner_words={"a": "1.0", "b": "2"})
+    assert "--winner-words" not in capsys.readouterr().err
+    with pytest.raises(ValueError, match="score_a=NAME score_b=NAME: one of the two is missing"):
+        read_pairs([path], columns=COLUMNS | {"score_a": "vote"})
     with pytest.raises(ValueError, match="--columns prompt=nowhere: no such column; it has q, x, y, vote"):
         read_pairs([path], columns={"prompt": "nowhere"})
 

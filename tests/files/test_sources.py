@@ -8,6 +8,7 @@ huggingface_hub reads its settings when it is imported. Compared with: the files
 """
 
 import hashlib
+import io
 import json
 import re
 import threading
@@ -21,7 +22,7 @@ from bad_input import ROW, jsonl
 
 from minarena.files import formats
 from minarena.files.pairs import read_pairs
-from minarena.files.sources import data_files, records
+from minarena.files.sources import data_files, of_hub_split, records
 
 
 def write(path: Path, *ids: str) -> Path:
@@ -119,6 +120,43 @@ def test_a_cell_that_is_too_large_ends_in_one_line(ending, tmp_path, monkeypatch
         path.write_text(json.dumps(rows) if ending == ".json" else "\n".join(map(json.dumps, rows)))
     with pytest.raises(ValueError, match=f"rows{ending}: .*row 3.*(10,000|10000)"):
         read_pairs([str(path)])
+
+
+@pytest.mark.parametrize("between", [",", " ,", "\n, ", ",\n", " \r\n,\t"])
+def test_an_array_is_read_wherever_a_block_ends_and_whatever_space_it_has(between, tmp_path, monkeypatch):
+    rows = [{"id": i, "prompt": "é" * i} for i in range(9)]
+    text = f" [\n{between.join(json.dumps(row, ensure_ascii=False) for row in rows)}\n]\n"
+    for block in range(1, len(text) + 2):
+        monkeypatch.setattr(formats, "BLOCK", block)
+        stream = io.BufferedReader(io.BytesIO(text.encode()))
+        assert list(formats.json_rows(stream)[1]) == rows == json.loads(text)
+
+
+def test_an_empty_object_in_the_first_line_is_a_row_without_cells(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b"{}\n" + jsonl(ROW))
+    [(frame, _)] = formats.read_frames(str(tmp_path / "rows.jsonl"))
+    assert frame["prompt"].isna().tolist() == [True, False]
+    with pytest.raises(ValueError, match="row 1, column response_a: null is not text"):
+        read_pairs([str(tmp_path / "rows.jsonl")])
+
+
+def test_a_folder_that_lacks_some_of_its_numbered_files_is_refused(tmp_path):
+    for number in (0, 2):
+        write(tmp_path / f"data/train-0000{number}-of-00003.jsonl", f"x{number}")
+    said = refusal(tmp_path)
+    assert "2 of 3 files" in said and "data/train-* are there" in said and "quoted glob" in said
+    assert len(data_files(f"{tmp_path}/data/*")) == 2  # as the refusal advises
+    write(tmp_path / "data/train-00001-of-00003.jsonl", "x1")
+    assert len(data_files(str(tmp_path))) == 3
+
+
+def test_numbers_that_are_followed_by_a_hash_are_shards_too(tmp_path):
+    for number in (0, 1):  # as `datasets` named them until 2023
+        write(
+            tmp_path / f"train-0000{number}-of-00002-{'0123456789abcdef'[:: 1 - 2 * number]}.jsonl",
+            f"x{number}",
+        )
+    assert list(read_pairs([str(tmp_path)])["id"]) == ["x0", "x1"]
 
 
 def test_an_array_is_held_element_by_element(tmp_path):
@@ -250,8 +288,12 @@ def test_a_data_set_of_the_hub_is_fetched_data_files_only(hub, tmp_path):
     assert d.startswith(f"REFUSED --data {none}: ") and "name one" in d
     fetched = [path for path in hub.asked if "/resolve/" in path]
     assert fetched and not [path for path in fetched if path.endswith((".py", ".pkl", ".md"))]
-    (again,), _ = asked(tmp_path, hub.server_port, test, offline="1")  # from the cache
-    assert again == c
+    one, *_ = (tmp_path / "hub").rglob("test.jsonl")
+    one.with_name("val-00000-of-00002.jsonl").write_bytes(jsonl(ROW))  # a fetch that was cut off
+    (again, cut), _ = asked(
+        tmp_path, hub.server_port, test, "hub:org/name:val", offline="1"
+    )  # from the cache
+    assert again == c and cut.startswith("REFUSED") and "1 of 2 files val-* are there" in cut
 
 
 def test_configurations_of_the_card_say_what_belongs_together(hub, tmp_path):
@@ -266,6 +308,38 @@ def test_configurations_of_the_card_say_what_belongs_together(hub, tmp_path):
             assert gives.startswith(f"({expected}")
         for gives, words in zip(found[3:], list(refused.values())[: len(more)], strict=True):
             assert gives.startswith("REFUSED --data hub:org/name") and words in gives
+
+
+def test_a_card_may_name_folders_and_the_configuration_that_counts_where_none_is_named():
+    files = [
+        "README.md",
+        "train.jsonl",
+        "more/train-0-of-2.jsonl",
+        "more/train-1-of-2.jsonl",
+        "more/test.jsonl",
+    ]
+    files += ["one/rows.jsonl", "two/a/x.jsonl", "two/b/x.jsonl"]
+    configs = [
+        {"config_name": "plain", "data_files": "train.jsonl"},
+        {"config_name": "more", "data_dir": "more", "default": True},
+        {"config_name": "one", "data_dir": "./one/"},
+        {"config_name": "two", "data_dir": "two", "data_files": [{"split": "train", "path": "./a/*"}]},
+    ]
+
+    def found(*which, configs=configs):
+        return of_hub_split("hub:x", files, list(which), {"configs": configs})
+
+    assert found("plain") == ["train.jsonl"] and found("one") == ["one/rows.jsonl"]
+    assert found("train") == found("more", "train") == files[2:4] and found("test") == ["more/test.jsonl"]
+    assert found("two") == ["two/a/x.jsonl"]
+    for which, there in (([], "more:test"), (["more"], "more:train")):
+        with pytest.raises(ValueError, match=f"its card has .*{there}.*: name one"):
+            found(*which)
+    without = [{**config, "default": False} for config in configs]
+    with pytest.raises(ValueError, match="name one"):
+        found("train", configs=without)
+    without[0]["config_name"] = "default"
+    assert found("train", configs=without) == found(configs=without) == ["train.jsonl"]
 
 
 def test_without_a_network_or_a_data_set_it_is_one_line(hub, tmp_path):
