@@ -3,7 +3,7 @@
     python infer.py --adapter runs/ab runs/ba                        the demo's held-out pairs, with accuracy
     python infer.py --adapter runs/ab runs/ba --data test.parquet    submission.csv: id, winner
     python infer.py --adapter runs/ab --tta all --data more.parquet --pseudo pseudo.parquet    soft labels
-    python infer.py --adapter runs/ab --prompt Why? --answers a.txt b.txt      one pair, in both orders
+    python infer.py --adapter runs/ab --prompt "Why?" --answers a.txt b.txt    one pair, in both orders
     python infer.py --adapter runs/ab --data -       lines of JSON on stdin -> a line of JSON a row on stdout
 
 Each adapter sees the rows in the order it was trained in. A long file is done in parts: after an interruption
@@ -116,6 +116,8 @@ def judged(table: pd.DataFrame, p: np.ndarray) -> dict:
         if result[name] is not None:
             say(f"{name:9} {plus_minus(result, name)}")
     rows = table.assign(p=p)[(table["label"] != 0.5).to_numpy()]
+    if len(rows) < len(table):
+        say(f"ties      {len(table) - len(rows):,}, not counted in the accuracy")
     for column in [name for name in GROUPS if name in table]:
         found = {}
         for name, part in rows.groupby(column):

@@ -6,10 +6,10 @@
 
 The base is streamed: a 9B needs less than 4 GB of memory, GPU or none. The folder is an ordinary one:
 transformers' AutoModelForSequenceClassification.from_pretrained loads it unchanged, and train.py and infer.py
-take it. Of a run of train.py --head linear it is a judge: it takes the template's text and tells which answer
-is preferred; its README.md says how. quantization.json in it says what quantization did to each matrix and,
-for a model that fits in memory, to the last hidden state. The last line on stdout is one JSON object; the
-rest goes to stderr (on a terminal that line comes with --json only).
+take it. With the adapter of a `--head linear` run it is a judge: it takes the template's text and tells which
+answer is preferred; its README.md says how. quantization.json in it says what quantization did to each matrix
+and, for a model that fits in memory, to the last hidden state. The last line on stdout is one JSON object;
+the rest goes to stderr (on a terminal that line comes with --json only).
 """
 
 if __name__ == "__main__":  # the imports below take seconds

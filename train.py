@@ -31,7 +31,7 @@ from minarena.data import EVAL_COLUMNS, JUDGED_BY, split
 from minarena.dist import World, this_world
 from minarena.fast.path import take_fast_path_
 from minarena.fast.recompute import fit_layers_
-from minarena.files.adapter import load_adapter_, read_adapter
+from minarena.files.adapter import load_adapter_, read_adapter, require_adapter
 from minarena.files.base import check_folder, load_base
 from minarena.files.durable import file_record
 from minarena.files.pairs import READING, as_typed, read_pairs
@@ -143,6 +143,7 @@ def resolve_(config: TrainConfig, world: World) -> torch.device:
     if config.lr is None:
         config.lr = 2e-4
     if config.init_adapter:  # its rank, alpha, frozen layers and head are what is trained, and recorded
+        require_adapter(config.init_adapter, "--init-adapter")
         given = read_adapter(config.init_adapter)[0]
         config.lora_r, config.lora_alpha = given.r, given.alpha
         config.freeze_layers, config.head = given.freeze_layers, given.head

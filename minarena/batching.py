@@ -73,8 +73,7 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> list[np.ndarray]
 def collate(
     rows: Sequence[np.ndarray], pad_id: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, (B, T) int64, T the longest row; padding (mask 0) on the left, the recipe's
-    side."""
+    """Token ids and mask, (B, T) int64, T the longest row; padding (mask 0) on the left, as the recipe's."""
     T = max(map(len, rows))
     ids = np.full((len(rows), T), pad_id, dtype=np.int64)
     mask = np.zeros((len(rows), T), dtype=np.int64)

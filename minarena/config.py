@@ -249,9 +249,11 @@ def contradiction(config, typed: dict) -> str:
         return train_contradiction(config, typed)
     if isinstance(config, InferConfig):
         return infer_contradiction(config, typed)
-    if config.float and not config.adapter:
+    if isinstance(config, QuantizeConfig) and not config.out:
+        return "--out DIR is needed: the folder to write"
+    if isinstance(config, QuantizeConfig) and config.float and not config.adapter:
         return "--float writes a judge: give its --adapter RUN, or drop --float"
-    return "" if config.out else "--out DIR is needed: the folder to write"
+    return ""
 
 
 def infer_contradiction(config: InferConfig, typed: dict) -> str:

@@ -8,7 +8,7 @@ outliers and waits for the GPU to tell how many there are. Dequantizing is simpl
 model (relative error of SmolLM2's last hidden state: 5.2 % against 12-13 %).
 
 The second product here (--matmul int8) rounds the activations as well, but its outlier columns are fixed
-(outliers.py): nothing is looked for, nothing waits. RoundedProduct says its numbers in plain PyTorch;
+(files/outliers.py): nothing is looked for, nothing waits. RoundedProduct defines that product in PyTorch;
 fast/int8_product.py has the kernels that make it fast.
 """
 

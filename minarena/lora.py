@@ -116,5 +116,6 @@ def inject_lora_(
             names.append(name)
         setattr(model.get_submodule(parent), leaf, base)
     if not names:
-        raise ValueError(f"no projection to adapt (q_proj, ..., down_proj) at or above layer {freeze_layers}")
+        above = f"at or above layer {freeze_layers} (--freeze-layers)" if freeze_layers else "in the model"
+        raise ValueError(f"no projection to adapt (q_proj, ..., down_proj) {above}")
     return names

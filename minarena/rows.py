@@ -24,8 +24,7 @@ from minarena.text import encode
 
 @dataclass
 class Batch:
-    """Rows of one optimiser step, or one rank's share of them (total_weight and names stay the whole
-    step's)."""
+    """Rows of one optimiser step, or one rank's share; total_weight and names are of the whole step."""
 
     rows: list[np.ndarray]  # token ids of each row
     p_first: np.ndarray  # (rows,) label: P(the answer shown first wins)
@@ -42,8 +41,7 @@ class Batch:
 
 @dataclass
 class Rows:
-    """All training rows. Pair i of the table is row i; with order both its mirror image is row self.pairs
-    + i."""
+    """All training rows. Pair i of the table is row i; with order both its mirror image is row pairs + i."""
 
     rows: list[np.ndarray]  # token ids
     p_first: np.ndarray  # (rows,)
@@ -55,8 +53,7 @@ class Rows:
         return len(self.names)
 
     def of_step(self, step: int, batch_size: int, seed: int) -> Batch:
-        """The rows of optimiser step `step` (from 0): `batch_size` pairs, in every order they are shown
-        in."""
+        """The rows of optimiser step `step` (from 0): `batch_size` pairs, in each order shown."""
         drawn = rows_of_step(step, self.pairs, batch_size, seed)
         chosen = np.concatenate([drawn + start for start in range(0, len(self.rows), self.pairs)])
         weights = self.weights[chosen]

@@ -9,8 +9,9 @@ between the label and the two logits. How the rows are cut into micro-batches do
 rounding (and dropout's masks, which are drawn a micro-batch at a time). metrics.py evaluates the same
 quantity, unweighted and without label smoothing.
 
-    rows, token ids -> micro-batch (B, T) -> hidden (B, T, C) -> last token (B, C) -> logits (B, 2) fp32 -> a
-    number
+    token ids of rows -> micro-batch (B, T) -> hidden (B, T, C) -> last token (B, C) -> logits (B, 2) -> loss
+
+What it does not do: choose the rows of a step (batching.py), or decide when to save (train.py).
 """
 
 from collections.abc import Sequence

@@ -17,6 +17,10 @@ from minarena.truncation import spans, truncate_middle
 
 TEMPLATE = "<prompt>: {}\n\n<response_a>: {}\n\n<response_b>: {}"
 BATCH = 1024  # rows that are Python strings and lists at a time: a table is held in a few times its bytes
+# How a tokenizer is asked: a text has no special tokens, whatever stands in it, and none are added
+AS_TEXT = dict(
+    add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+)
 
 
 def pad_id(tokenizer) -> int:
@@ -42,8 +46,7 @@ def encode(
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     end = [tokenizer.eos_token_id]
     room = max_length - len(begin) - len(end)  # at least 6: config.py asks for 8
-    settings = dict(add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
-    settings |= dict(verbose=False, return_offsets_mapping=truncation == "middle")
+    settings = AS_TEXT | {"return_offsets_mapping": truncation == "middle"}
     rows, bar = [], tqdm(total=len(table), desc="tokenise", unit="row", leave=False, delay=1, disable=None)
     for i in range(0, len(table), batch_rows):
         texts = [*zip(*(table[column].iloc[i : i + batch_rows] for column in TEXTS), strict=True)]

@@ -33,7 +33,8 @@ class TrainedAdapter:
 
 @dataclass
 class Ensemble:
-    """Adapters over one base. config: all its options have values. typed: whether --model was typed."""
+    """Adapters over one base. config: model, max_length, truncation, matmul and dtype have values. typed:
+    whether --model was typed."""
 
     adapters: list[TrainedAdapter]
     config: InferConfig

@@ -64,8 +64,7 @@ class Judge:
         adapters, config = self.ensemble.adapters, self.ensemble.config
         if not a:
             return np.zeros(0)
-        # workers: other processes would begin with the script that calls this, once more
-        table = repaired(table_of_lists(prompts, a, b), workers=1)
+        table = repaired(table_of_lists(prompts, a, b))
         self.base.aloud = len(table) >= LONG
         say_cut(self.base, table, adapters, tta or config.tta)
         how = (tta or config.tta, config.tta_fraction, config.weights)

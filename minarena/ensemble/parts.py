@@ -43,8 +43,7 @@ def open_parts(folder: str, run: dict) -> Path:
 
 
 def stored_part(folder: Path | None, name: str, ids: pd.Series) -> np.ndarray | None:
-    """The stored numbers of the rows `ids`, in their order; None where the part is missing, damaged or
-    another's."""
+    """The stored numbers of the rows `ids`, in order; None: the part is missing, damaged or another's."""
     path = folder / f"{name}.parquet" if folder else None
     if not path or not path.exists():
         return None

@@ -121,8 +121,8 @@ def average(
     plan: list[tuple[int, str, float]],
     known: dict[tuple[int, str], pd.Series],
 ) -> pd.Series:
-    """The weighted mean of the passes in `plan`, by id; passes in `known` are taken from there, others
-    added."""
+    """The weighted mean of the passes in `plan`, by id. Passes in `known` are not made again; new ones go
+    there."""
     total = pd.Series(0.0, index=pd.Index(table["id"], name="id"), name="p_a")
     for i, order, weight in plan:
         if (i, order) not in known:

@@ -91,12 +91,12 @@ def head_kind(folder: str | Path, tensors: dict[str, Tensor]) -> str:
     raise ValueError(f"{folder}: {other} is of no head that we know: score.weight alone, or our two linears")
 
 
-def require_adapter(folder: str | Path) -> None:
-    """ValueError where --adapter names no finished adapter."""
+def require_adapter(folder: str | Path, option: str = "--adapter") -> None:
+    """ValueError where the option names no finished adapter."""
     if not (Path(folder) / "adapter_config.json").is_file():
         unfinished = (Path(folder) / "train_config.json").exists()
         reason = "its training is unfinished" if unfinished else "no adapter_config.json there"
-        raise ValueError(f"--adapter {folder}: {reason}")
+        raise ValueError(f"{option} {folder}: {reason}")
 
 
 def read_peft(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:

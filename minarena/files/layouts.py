@@ -1,7 +1,7 @@
 """The columns of a file -> the table of pairs of data.py, in three independent steps.
 
-    reading = reading_of(head, path, ..)     what the columns are, by the first rows of a file
-    table = table_of(frame, how)                     its next rows: texts (cells.py), verdicts
+    how = reading_of(head, path, ..)     what the columns are, by the first rows of a file
+    table = table_of(frame, how)         its next rows: texts (cells.py), verdicts
 
 Which columns (columns.py), how a text is written (cells.py), and how the verdict is (verdicts.py). The three
 do not depend on each other: every combination is read. Everything wrong with a file is a ValueError that
@@ -61,8 +61,9 @@ def reading_of(head: pd.DataFrame, path: str, given: dict, words: dict, training
     read = {key: readable(values[key], kinds[key]) for key in texts}
     lists = [value for side in sides for value in read[side] if isinstance(value, list)]
     spoken = any(len(x) > 1 if is_turns(x) else any(role == "user" for role, _ in x) for x in lists)
-    for key in sorted(columns.keys() & set(CONTEXT), key="dialogue".__eq__):  # the dialogue last:
-        elsewhere = key == "dialogue" and (spoken or columns.keys() & {"prompt", "history"})  # what is left
+    # the dialogue last: it counts only where no other column is left that holds the prompt
+    for key in sorted(columns.keys() & set(CONTEXT), key=lambda key: key == "dialogue"):
+        elsewhere = key == "dialogue" and (spoken or columns.keys() & {"prompt", "history"})
         nulls = sum(map(null, values[key]))
         unread = key != "prompt" and len(read[key]) + nulls < len(head)
         if elsewhere or unread or (nulls == len(head) and (key != "prompt" or "dialogue" in columns)):
@@ -73,9 +74,10 @@ def reading_of(head: pd.DataFrame, path: str, given: dict, words: dict, training
     lone = form == "chosen" and lists != [] and all(map(is_turns, lists)) and not turns
     several = form == "many" or (lone and bool(set(CONTEXT) & set(columns)))  # without a prompt: a dialogue
     plain = sides and len(head) > 1 and {kinds.get(key) for key in ("prompt", *sides)} == {"text"}
-    rows = zip(*(values[key] for key in ("prompt", *sides)), strict=True) if plain else [("",)]
-    begun = ((row[0].strip(), row[1:]) for row in map(list, rows) if is_turns(row))
-    repeats = all(start and all(text.startswith(start) for text in answers) for start, answers in begun)
+    rows = zip(*(values[key] for key in ("prompt", *sides)), strict=True) if plain else []
+    rows = [(prompt.strip(), *answers) for prompt, *answers in rows if is_turns([prompt, *answers])]
+    repeats = all(start and all(text.startswith(start) for text in answers) for start, *answers in rows)
+    repeats = repeats and rows != []
     return Reading(path, form, columns, kinds, winner_words(columns, words), several, repeats)
 
 

@@ -81,8 +81,7 @@ def create_run_folder(out: str) -> None:
 
 
 def write_record(out: str, record: dict) -> None:
-    """Write train_config.json: the record; and where it comes from: versions, commit, date, command,
-    device."""
+    """Write train_config.json: the record, and versions, commit, device, date and command."""
     versions = {"python": platform.python_version()} | {name: version(name) for name in RECORDED}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     record = record | {"versions": versions, "commit": commit(), "device_name": gpu}
@@ -227,8 +226,7 @@ class Run:
             self.write_checkpoint(step, token_budget=self.compute.token_budget)
 
     def progress(self, first: int, steps: int) -> Iterator[int]:
-        """The numbers of the steps to do, from 0, with a bar; where stderr is no terminal, with twenty
-        lines."""
+        """The numbers of the steps to do, from 0, with a bar; without a terminal, with twenty lines."""
         self.started = time.perf_counter()
         self.bar = tqdm(range(first, steps), "train", initial=first, total=steps, unit="step", disable=None)
         yield from self.bar

@@ -74,18 +74,16 @@ def watch(before: int, ring, store, ending: threading.Lock) -> None:
 
 
 def end(error: BaseException, ring, store, ending: threading.Lock) -> None:
-    """End this process, which ends the others. By force: Python's own end would wait for pending
-    collectives."""
+    """End this process, which ends the others. By force: Python's own end waits for pending collectives."""
     if isinstance(error, RuntimeError):
         # a collective also raises RuntimeError when a peer died: wait, so that watch() can report the peer
         time.sleep(3)
     with ending:
         code = (error.code or 0) if isinstance(error, SystemExit) else None
-        # below 128: argument parsing ended this rank (all ranks, or those of one machine with another
-        # command)
+        # below 128: argument parsing ended this rank (all ranks, or one machine's with another command)
         if code in range(128):
             if rank := ranks.get_rank():
-                time.sleep(3)  # rank 0 says the same, if it has the same command, and is heard
+                time.sleep(3)  # gives rank 0 time to print the same error first
                 sys.stderr.seek(0)
                 report_first_failure(
                     store, f"rank {rank}: {shlex.join(sys.argv)}\n{sys.stderr.read()}".rstrip()
@@ -105,8 +103,7 @@ def end(error: BaseException, ring, store, ending: threading.Lock) -> None:
 
 
 def report_first_failure(store, words: str) -> None:
-    """Print `words` if this is the first rank to fail: later failures are consequences. "": already
-    printed."""
+    """Print `words` if this is the first rank to fail: later failures are consequences. "": was printed."""
     try:
         first = store.add("failed", 1) == 1
     except RuntimeError:  # the store has gone with its machine: better said twice than never

@@ -80,8 +80,7 @@ def predict_on_all_ranks(
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Most memory held at a time: on a GPU by its tensors, on a CPU by the process; None where nobody
-    counts."""
+    """Most memory held at a time: on a GPU by tensors, on a CPU by the process; None: unknown here."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:

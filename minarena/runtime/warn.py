@@ -14,20 +14,21 @@ import pandas as pd
 
 from minarena.data import TEXTS
 from minarena.runtime.console import say
-from minarena.text import BATCH, TEMPLATE
+from minarena.text import AS_TEXT, BATCH, TEMPLATE
 
 SIGN_FROM, REFUSED_FROM = 10, 20  # rows with a winner; fewer on one side are chance
 
 
 def hard_winners(table: pd.DataFrame) -> pd.Series:
-    """1 or 0 of each row with a winner, on sides that are the file's own."""
+    """1 or 0 of each row with a winner, without rows that a model labelled and chosen / rejected ones."""
     own = table["chosen"].isna() if "chosen" in table else True
     by_people = ~table["pseudo"] if "pseudo" in table else True
     return table["label"][table["label"].isin((0, 1)) & own & by_people]
 
 
 def say_one_sided(table: pd.DataFrame, path: str, columns: dict[str, str]) -> None:
-    """columns: names of the answers by `a` and `b`."""
+    """Say which column wins nearly all rows, with the option that reads it as the chosen one. columns: names
+    of the answers by `a` and `b`."""
     winners = hard_winners(table)
     mean = winners.mean()
     if len(winners) >= SIGN_FROM and not 0.1 <= mean <= 0.9:
@@ -54,6 +55,7 @@ def check_disjoint(pairs: pd.DataFrame, held_out: pd.DataFrame, path: str) -> No
 
 
 def say_shared_prompts(pairs: pd.DataFrame, held_out: pd.DataFrame) -> None:
+    """Say how many held-out rows have a prompt that is trained on."""
     shared = held_out["prompt"].isin(set(pairs["prompt"])).sum()
     if shared:
         rows = f"{shared:,} of {len(held_out):,} held-out rows"
@@ -61,7 +63,8 @@ def say_shared_prompts(pairs: pd.DataFrame, held_out: pd.DataFrame) -> None:
 
 
 def say_unknown_characters(tokenizer, *tables: pd.DataFrame) -> None:
-    """ASCII is taken as known: looking through all texts would take as long as reading them."""
+    """Say how many rows hold characters that the tokenizer cannot represent. ASCII is taken as known: looking
+    through all texts would take as long as reading them."""
     table = pd.concat(tables)
     texts = [text for name in TEXTS for text in table[name] if not text.isascii()]
     lost = {c for c in set().union(*texts) if c.isprintable() and c.strip() and unknown(tokenizer, c)}
@@ -78,7 +81,8 @@ def unknown(tokenizer, text: str) -> bool:
 
 
 def say_encoding(tokenizer, table: pd.DataFrame, max_length: int, truncation: str, orders: set[str]) -> None:
-    """orders: in which a row is shown; the answer that is shown first is the one that a cut takes first."""
+    """Say how many rows are cut, how many lose the answer shown first, and unknown characters. orders: in
+    which a row is shown; a cut takes the answer that is shown first."""
     say_unknown_characters(tokenizer, table)
     room, cut, gone = max_length - 1 - (tokenizer.bos_token_id is not None), 0, 0
     mark = TEMPLATE.split("{}")[2]
@@ -99,7 +103,4 @@ def say_encoding(tokenizer, table: pd.DataFrame, max_length: int, truncation: st
 
 
 def lengths(tokenizer, texts: list[str]) -> list[int]:
-    how = dict(
-        add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-    )
-    return [len(ids) for ids in tokenizer(texts, **how)["input_ids"]]
+    return [len(ids) for ids in tokenizer(texts, **AS_TEXT)["input_ids"]]

@@ -117,7 +117,7 @@ def test_resume_takes_the_base_that_the_run_began_with(place):
 def test_the_parts_of_a_long_inference_are_of_one_base(place, monkeypatch):
     monkeypatch.setattr(infer, "PART", 3)
     monkeypatch.setattr(predict, "PART", 3)
-    monkeypatch.setattr(infer, "predict_pairs", lambda *_: 1 / 0)
+    monkeypatch.setattr(infer, "predict_pairs", lambda *_, **__: 1 / 0)
     for change, error in ((lambda _: None, ZeroDivisionError), (other_weights, ValueError)):
         change(place / "base")
         with pytest.raises(error) as raised:

@@ -10,6 +10,7 @@ predicted for the held-out rows, scikit-learn, and a run on a file that was mirr
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -308,9 +309,11 @@ COMMANDS = {"train.py": TrainConfig, "infer.py": InferConfig, "quantize.py": Qua
 
 @pytest.mark.parametrize("file", ["README.md", *COMMANDS])
 def test_every_command_that_is_written_down_parses(file, capsys):
-    """As in `python train.py --swap   # why`: the words go on until two spaces, a #, | or &, or a quote."""
+    """As in `python train.py --swap   # why`: the words go on until two spaces, a #, | or &, or a lone quote."""
     text = Path(REPOSITORY, file).read_text().replace("\\\n", " ")
-    found = re.findall(r"python (train\.py|infer\.py|quantize\.py)((?: [^\s#|&`\"']+)*)", text)
+    found = re.findall(
+        r"python (train\.py|infer\.py|quantize\.py)((?: (?:\"[^\"\n]*\"|[^\s#|&`\"']+))*)", text
+    )
     assert found, f"{file} shows no command"
     for script, words in found:
-        parse(COMMANDS[script], words.rstrip(".,;:)").split())
+        parse(COMMANDS[script], shlex.split(words.rstrip(".,;:)")))

@@ -69,8 +69,8 @@ def test_an_option_that_the_record_lacks_counts_as_the_old_behaviour_and_unknown
     record = json.loads(path.read_text())
     assert record.pop("swap") is False and record.pop("head_dropout") == 0.1 and record.pop("ties") == "drop"
     path.write_text(json.dumps(record | {"an option of the past": 3}))
-    with pytest.raises(ValueError, match="--resume: ties was 'drop', now it is 'half'"):
-        train.main([*WORDS, str(old / "cut_off"), "--ties", "half"])
+    with pytest.raises(ValueError, match=r"--resume: head_dropout was 0\.1, now it is 0\.2"):
+        train.main([*WORDS, str(old / "cut_off"), "--head-dropout", "0.2"])
     taken = []
     monkeypatch.setattr(
         train, "train_step", lambda *arguments, **more: taken.append(more["dropout_seed"][1]) or 1 / 0

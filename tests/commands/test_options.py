@@ -193,7 +193,7 @@ def test_the_standard_errors_of_training_are_over_prompts(tiny, pairs_file, tmp_
         assert abs(loss.std(ddof=1) / np.sqrt(12) / by_hand - 1) > 0.05
 
 
-def test_ties_are_left_out_or_labelled_one_half(tiny, pairs_file, tmp_path, capsys):
+def test_ties_are_left_out_or_labelled_one_half(tiny, pairs_file, runs, tmp_path, capsys):
     table = pd.read_parquet(pairs_file).head(20)
     table.loc[::4, "winner"] = "tie"
     table.to_parquet(tmp_path / "ties.parquet")
@@ -203,6 +203,14 @@ def test_ties_are_left_out_or_labelled_one_half(tiny, pairs_file, tmp_path, caps
         rows[ties] = train.main([*base.split(), "--ties", ties, "--out", str(tmp_path / ties)])["rows"]
     assert rows == {"drop": 13, "half": 18}  # of 20 rows two are held out, and five are ties
     assert "5 ties (--ties half keeps them)" in capsys.readouterr().err
+    infer.main([*f"--adapter {runs[0]} --data {tmp_path}/ties.parquet --out {tmp_path}/s.csv".split()])
+    assert "ties      5, not counted in the accuracy" in capsys.readouterr().err
+
+
+def test_an_initial_adapter_that_is_not_there_is_named_with_its_option(tiny, pairs_file, tmp_path):
+    words = f"--model {tiny} --data {pairs_file} --init-adapter {tmp_path}/none --out {tmp_path}/run"
+    with pytest.raises(ValueError, match=f"--init-adapter {tmp_path}/none: no adapter_config.json there"):
+        train.main(words.split())
 
 
 def test_the_second_stage_starts_where_the_first_ended(tiny, pairs_file, tmp_path):
