@@ -309,7 +309,7 @@ COMMANDS = {"train.py": TrainConfig, "infer.py": InferConfig, "quantize.py": Qua
 
 @pytest.mark.parametrize("file", ["README.md", *COMMANDS])
 def test_every_command_that_is_written_down_parses(file, capsys):
-    """As in `python train.py --swap   # why`: the words go on until two spaces, a #, | or &, or a lone quote."""
+    """As in `python train.py --swap   # why`: the words end at two spaces, a #, | or &, or a lone quote."""
     text = Path(REPOSITORY, file).read_text().replace("\\\n", " ")
     found = re.findall(
         r"python (train\.py|infer\.py|quantize\.py)((?: (?:\"[^\"\n]*\"|[^\s#|&`\"']+))*)", text
