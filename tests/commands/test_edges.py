@@ -44,9 +44,10 @@ def words(tiny, pairs_file) -> list[str]:
 
 
 def hold(folder: str) -> subprocess.Popen:
-    """Another process that holds the folder until it is killed; it knows nothing of minarena."""
+    """Another process that holds the folder until it is killed; it knows nothing of minarena. Its lock is a
+    shared one, which only a lock that is not shared cannot join."""
     program = f"import fcntl, os; handle = os.open({folder!r}, os.O_RDONLY)"
-    program += "; fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB); print('held', flush=True); input()"
+    program += "; fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB); print('held', flush=True); input()"
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen([sys.executable, "-c", program], **pipes, text=True, encoding="utf-8")
     assert process.stdout.readline() == "held\n", process.stderr.read()

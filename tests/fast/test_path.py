@@ -264,3 +264,13 @@ def test_layers_are_recomputed_as_far_as_memory_asks(tiny):
 def test_train_py_says_which_path_it_takes(pairs_file, tmp_path, capsys):
     train.main(["--data", pairs_file, "--limit", "16", "--n-splits", "4", "--out", str(tmp_path / "run")])
     assert re.search(r"\d threads?, reference path", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("gib", "layers"), [(60, 0), (20, 22), (2, 42)])
+def test_as_many_layers_are_recomputed_as_do_not_fit(gib, layers):
+    """Gemma-2-9B's shape, 7,500 tokens: a layer keeps .83 GB, 3.75 GB pass by, and 5 % are left free."""
+    sizes = dict(hidden_size=3584, intermediate_size=14336, num_attention_heads=16, num_key_value_heads=8)
+    config = SimpleNamespace(**sizes, num_hidden_layers=42, attn_logit_softcapping=50.0)
+    attention = SimpleNamespace(self_attn=SimpleNamespace(head_dim=256))
+    backbone = SimpleNamespace(config=config, layers=[attention])
+    assert recomputed_layers(backbone, tokens=7500, longest=2200, free=gib * 2**30) == layers

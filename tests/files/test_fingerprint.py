@@ -14,7 +14,7 @@ import pytest
 from bases import random_base, write_base, write_tokenizer_folder
 from safetensors.torch import load_file, save_file
 
-from minarena.files.fingerprint import differences, fingerprint
+from minarena.files.fingerprint import SAMPLE, differences, fingerprint
 from minarena.files.tokenizer import ids_differ_from_transformers, load_tokenizer
 
 
@@ -38,6 +38,20 @@ def one_merge(base: Path) -> None:
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
 
 
+def the_middle_of_a_large_matrix(base: Path) -> None:
+    tensors = load_file(base / "model.safetensors")
+    embeddings = tensors["model.embed_tokens.weight"]
+    assert embeddings.numel() * embeddings.element_size() > 4 * SAMPLE
+    embeddings[len(embeddings) // 2] += 1
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+
+
+def another_added_token(base: Path) -> None:
+    """Said by tokenizer_config.json alone, and no special token."""
+    new = {"content": "<new>", "special": False, "lstrip": False, "rstrip": False, "normalized": False}
+    edit(base / "tokenizer_config.json", added_tokens_decoder={"300": new | {"single_word": False}})
+
+
 def in_half_precision(base: Path) -> None:
     tensors = load_file(base / "model.safetensors")
     save_file({k: t.half() for k, t in tensors.items()}, base / "model.safetensors", {"format": "pt"})
@@ -52,6 +66,8 @@ def another_token(base: Path) -> None:
 CHANGES = {
     "other weights": (lambda base: write_base("llama", base, seed=1), ["weights"]),
     "a merge into one matrix": (one_merge, ["weights"]),
+    "the middle of a matrix": (the_middle_of_a_large_matrix, ["weights"]),
+    "another added token": (another_added_token, ["tokenizer"]),
     "weights stored in fp16": (in_half_precision, ["weights"]),
     "another rope": (lambda base: edit(base / "config.json", rms_norm_eps=1e-3), ["config"]),
     "another pipeline": (another_token, ["tokenizer"]),
