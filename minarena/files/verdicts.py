@@ -29,6 +29,9 @@ VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 def winner_words(columns: dict[str, str], given: dict[str, str]) -> dict[str, float]:
     """Word -> P(a wins). given: --winner-words. Bare numbers count beside columns that are numbered so."""
+    typed = [exact(name) for name in given.values()]
+    if len(set(typed)) < len(typed):
+        raise ValueError(f"--winner-words: one word has two meanings: {', '.join(given.values())}")
     a, b = (squeeze(columns.get(key, "")) for key in "ab")
     digits = tuple("".join(filter(str.isdigit, name)) for name in (a, b))
     known = dict.fromkeys(TIES.split(), 0.5)

@@ -324,3 +324,12 @@ def test_the_order_of_a_file_changes_neither_ids_nor_sides(tmp_path):
     for table in tables[1:]:
         part = table.set_index("id")
         pd.testing.assert_frame_equal(part, whole.loc[part.index])
+
+
+def test_one_winner_word_with_two_meanings_is_refused(tmp_path):
+    path = tmp_path / "votes.csv"
+    path.write_text("question,answer_1,answer_2,vote\nwhy,because,no,1\n", encoding="utf-8")
+    for words in (["a=1", "b=2", "tie=1"], ["a=1", "b=1.0"]):
+        with pytest.raises(ValueError, match="--winner-words: one word has two meanings: 1, "):
+            read_pairs([str(path)], winner_words=words)
+    assert read_pairs([str(path)], winner_words=["a=1", "b=2", "tie=0"])["label"].tolist() == [1.0]
