@@ -62,9 +62,8 @@ def content(cell, kind: str) -> str | list[str] | Talk:
     cell = cell.get("messages", [cell]) if isinstance(cell, dict) else cell
     if any(isinstance(turn, dict) for turn in cell):
         return [message(turn) for turn in cell]
-    turns = [
-        text for turn in cell for text in (turn if isinstance(turn, list) else [turn])
-    ]  # [[asked, said]]
+    # also turns in pairs: [[asked, said], ..]
+    turns = [text for turn in cell for text in (turn if isinstance(turn, list) else [turn])]
     return ["" if turn is None else plain_text(turn) for turn in turns]
 
 

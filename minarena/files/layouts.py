@@ -279,7 +279,7 @@ def describe_reading(how: Reading, head: pd.DataFrame, given: dict[str, str]) ->
     columns = " ".join(f"{key}={name}" for key, name in how.columns.items())
     used = {part for name in how.columns.values() for part in (name, name.partition(".")[0])}
     others = ", ".join(str(name) for name in head.columns if name not in used)
-    met = set(column(head, how.columns["winner"]).map(exact)) if "winner" in how.columns else set()
+    met = set(column(head, how.columns["winner"]).map(exact)) if given and "winner" in how.columns else set()
     idle = " ".join(f"{key}={word}" for key, word in given.items() if exact(word) not in met)
     left = f"; not used: {others:.300}" if others else ""
     left += f"; --winner-words {idle}: not in the first {len(head):,} rows" if idle else ""

@@ -94,8 +94,8 @@ def read_file(path: str, ties, limit, bar, columns: dict, words: dict) -> tuple[
             if limit and sum(map(len, parts)) >= limit:
                 break
     table = pd.concat(parts, ignore_index=True)
-    unused["beyond --limit"] = len(table) - len(table.head(limit or len(table)))
-    table = table.head(limit or len(table))
+    whole, table = len(table), table.head(limit or len(table))
+    unused["beyond --limit"] = whole - len(table)
     reasons = "".join(f"; {count:,} {reason}" for reason, count in unused.items() if count)
     what, left = describe_reading(reading, head, words)
     say(f"{path}: {what}, {rows:,} rows read, {len(table):,} used{reasons}{left}")

@@ -22,7 +22,7 @@ from minarena.files.resume import read_log
 from minarena.files.tokenizer import PROBE, load_tokenizer
 from minarena.quantization.stream import Source
 from minarena.runtime.console import plus_minus, say
-from minarena.text import TEMPLATE
+from minarena.text import AS_TEXT, TEMPLATE
 
 # Order of the run -> labels 0 and 1: the answer that is shown there is preferred
 LABELS = {
@@ -137,7 +137,7 @@ def write_judge(folder: Path, judge: JudgeRun, base: str) -> None:
     edit(folder / "config.json", config)
     (folder / "README.md").write_text(card(judge, base), encoding="utf-8")
     text = TEMPLATE.format(PROBE, tokenizer.eos_token, PROBE)
-    wanted = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    wanted = tokenizer(text, **AS_TEXT)["input_ids"]
     wanted = [*(ids[token] for token in begin), *wanted, ids[tokenizer.eos_token]]
     by_class = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if by_class(text, verbose=False)["input_ids"] != wanted:  # it builds the pipelines of some classes anew
